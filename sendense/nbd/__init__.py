@@ -1,0 +1,1 @@
+"""Everything that touches libnbd, nbdkit or qemu."""

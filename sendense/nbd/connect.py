@@ -1,0 +1,342 @@
+"""
+Connecting to an NBD server, stage by stage, each stage under its own deadline.
+
+libnbd's blocking connect_* waits for ever (the predecessor's hang), so every wait here is a poll of at most
+POLL_MS, after which `beat` is called. Foreign errors become EndpointError here and nowhere else.
+"""
+
+import errno
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nbd
+
+from sendense.errors import (
+    ConnectionLost,
+    EndpointError,
+    HandshakeStalled,
+    NoGreeting,
+    NoSuchExport,
+    NotNbd,
+    Refused,
+    TlsFailed,
+    TlsRequired,
+    Unreachable,
+    Unresolvable,
+)
+from sendense.nbd.uri import Endpoint
+from sendense.units import MiB, show_seconds
+
+POLL_MS = 500
+"""Longest sleep inside libnbd: a signal handler or a claim's renewal is late by no more than this."""
+
+DEFAULT_MAXIMUM = 32 * MiB
+"""Largest request where the server states none (NBD protocol, "Block size constraints")."""
+
+ALLOCATION = nbd.CONTEXT_BASE_ALLOCATION
+
+STAGES = ("resolve", "connect", "greeting", "negotiation", "tls", "meta context", "export")
+
+Beat = Callable[[], None]
+Observer = Callable[[str, float], None]
+"""Called with each stage that ended well, and its seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportInfo:
+    """What a server says of an export. Sizes in bytes; flags are those of the NBD transmission phase."""
+
+    size: int
+    read_only: bool
+    multi_conn: bool
+    flush: bool
+    zero: bool
+    fast_zero: bool
+    trim: bool
+    fua: bool
+    minimum: int
+    preferred: int
+    maximum: int
+    allocation: bool
+    structured: bool
+    tls: bool
+    protocol: str
+
+
+@dataclass(slots=True)
+class Connection:
+    """One open libnbd handle with what is known of its export. Belongs to one process; dropped on any doubt."""
+
+    endpoint: Endpoint
+    handle: nbd.NBD
+    info: ExportInfo
+    broken: bool = field(default=False)
+
+    @property
+    def uri(self) -> str:
+        """The URI that was connected to, for messages."""
+        return self.endpoint.uri
+
+    def close(self) -> None:
+        """Say goodbye if the server listens; never wait for it to."""
+        try:
+            if not self.broken and self.handle.aio_is_ready():
+                self.handle.aio_disconnect()
+        except nbd.Error:
+            pass  # a handle that cannot say goodbye is closed by dropping it
+        self.broken = True
+
+
+def no_beat() -> None:
+    """For callers that hold no claim."""
+
+
+def connect(endpoint: Endpoint, timeout: float, beat: Beat = no_beat, observe: Observer | None = None) -> Connection:
+    """
+    Open an export, each stage within `timeout` seconds.
+
+    Raises the EndpointError of the stage that failed or stalled.
+    """
+    return Handshake(endpoint, timeout, beat, observe).run()
+
+
+class Handshake:
+    """The stages of one connection attempt; `stage` is the one under way."""
+
+    def __init__(self, endpoint: Endpoint, timeout: float, beat: Beat, observe: Observer | None) -> None:
+        self.endpoint, self.timeout, self.beat = endpoint, timeout, beat
+        self.observe: Observer = observe or (lambda stage, seconds: None)
+        self.stage = "resolve"
+        self.stage_began = time.monotonic()
+        self.handle = nbd.NBD()
+
+    def run(self) -> Connection:
+        """Walk the stages; see `connect`."""
+        endpoint, handle = self.endpoint, self.handle
+        if endpoint.host:
+            self._resolve()
+        try:
+            handle.set_opt_mode(True)
+            handle.set_full_info(True)
+            handle.add_meta_context(ALLOCATION)
+            self._prepare_tls()
+        except nbd.Error as exc:
+            raise TlsFailed(endpoint.uri, exc.string) from exc
+        self._enter("connect")
+        try:
+            if endpoint.socket:
+                handle.aio_connect_unix(endpoint.socket)
+            else:
+                handle.aio_connect_tcp(endpoint.host, str(endpoint.port))
+            self._wait()
+            self._keep_alive()
+            if handle.aio_is_negotiating():
+                self._go()
+        except nbd.Error as exc:
+            raise self._failure(exc) from exc
+        if not handle.aio_is_ready():
+            raise self._closed()
+        self._enter("")
+        return Connection(endpoint, handle, _describe(handle))
+
+    def list_exports(self) -> list[str]:
+        """Names that the server offers; empty when it will not say. Only in the negotiation phase."""
+        names: list[str] = []
+        try:
+            self.handle.aio_opt_list(lambda name, description: names.append(name) or 0)
+            self._wait()
+        except (nbd.Error, EndpointError):
+            return []
+        return names
+
+    def _enter(self, stage: str) -> None:
+        """Note that `stage` began, and with it that the one before ended well."""
+        now = time.monotonic()
+        if stage == self.stage:
+            return
+        self.observe(self.stage, now - self.stage_began)
+        self.stage, self.stage_began = stage, now
+
+    def _resolve(self) -> None:
+        """Look the host up in a thread: getaddrinfo has no time limit of its own."""
+        outcome: list[OSError | None] = []
+
+        def look_up() -> None:
+            try:
+                socket.getaddrinfo(self.endpoint.host, self.endpoint.port, type=socket.SOCK_STREAM)
+                outcome.append(None)
+            except OSError as exc:
+                outcome.append(exc)
+            except UnicodeError as exc:
+                outcome.append(OSError(str(exc)))
+
+        thread = threading.Thread(target=look_up, daemon=True)
+        thread.start()
+        deadline = self.stage_began + self.timeout
+        while thread.is_alive() and time.monotonic() < deadline:
+            thread.join(POLL_MS / 1000)
+            self.beat()
+        if not outcome:
+            detail = f"host '{self.endpoint.host}': no answer from the resolver in {show_seconds(self.timeout)}"
+            raise Unresolvable(self.endpoint.uri, detail)
+        if outcome[0]:
+            raise Unresolvable(self.endpoint.uri, f"host '{self.endpoint.host}': {outcome[0].strerror or outcome[0]}")
+
+    def _prepare_tls(self) -> None:
+        endpoint, handle = self.endpoint, self.handle
+        handle.set_tls(nbd.TLS_REQUIRE if endpoint.tls else nbd.TLS_DISABLE)
+        if not endpoint.tls:
+            return
+        handle.set_tls_verify_peer(endpoint.verify_peer)
+        if not endpoint.psk_file and endpoint.verify_peer:
+            handle.set_tls_certificates(str(self._authority()))
+        elif endpoint.certificates:
+            handle.set_tls_certificates(endpoint.certificates)
+        if endpoint.psk_file:
+            handle.set_tls_psk_file(endpoint.psk_file)
+        if endpoint.username:
+            handle.set_tls_username(endpoint.username)
+
+    def _authority(self) -> Path:
+        """
+        The folder whose ca-cert.pem the server's certificate is checked against.
+
+        libnbd 1.14 checks nothing, and says nothing, where that file is missing (measured): so its absence is an error.
+        """
+        places = [Path(self.endpoint.certificates)] if self.endpoint.certificates else _authority_places()
+        for place in places:
+            if (place / "ca-cert.pem").is_file():
+                return place
+        searched = ", ".join(str(place / "ca-cert.pem") for place in places)
+        detail = f"no CA certificate to check the server against: none of {searched} is there"
+        raise TlsFailed(self.endpoint.uri, detail)
+
+    def _keep_alive(self) -> None:
+        """Have the kernel notice a peer that vanished without a word (a node's power cut, a dropped NAT entry)."""
+        if self.endpoint.socket or self.handle.aio_is_closed() or self.handle.aio_is_dead():
+            return
+        with socket.socket(fileno=os.dup(self.handle.aio_get_fd())) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def _wait(self) -> None:
+        """Drive the handshake until libnbd wants nothing more from the server, naming each stage as it comes."""
+        handle = self.handle
+        while handle.aio_get_direction():
+            if handle.aio_is_ready():
+                return
+            self._enter(stage_of(handle.connection_state(), self.stage))
+            left = self.stage_began + self.timeout - time.monotonic()
+            if left <= 0:
+                raise self._stalled()
+            handle.poll(min(POLL_MS, max(1, int(left * 1000))))
+            self.beat()
+
+    def _go(self) -> None:
+        """Choose the export."""
+        handle = self.handle
+        try:
+            handle.set_export_name(self.endpoint.export)
+        except nbd.Error as exc:
+            raise NoSuchExport(self.endpoint.uri, f"export '{self.endpoint.export}': {exc.string}") from exc
+        answer: list[int] = []
+
+        def done(error: "nbd.Pointer") -> int:
+            answer.append(error.value)
+            return 1
+
+        handle.aio_opt_go(done)
+        self._wait()
+        if handle.aio_is_negotiating():
+            error = answer[0] if answer else 0
+            self.stage = "export"
+            if error == errno.ENOTSUP and not self.endpoint.tls:
+                self.stage = "tls"
+                raise TlsRequired(self.endpoint.uri, "the server takes TLS connections only")
+            offered = self.list_exports()
+            there = f"; it offers: {', '.join(repr(name) for name in offered)}" if offered else ""
+            reason = "" if error == errno.ENOENT else f" ({os.strerror(error)})"
+            raise NoSuchExport(self.endpoint.uri, f"the server has no export '{self.endpoint.export}'{reason}{there}")
+
+    def _state(self) -> str:
+        return self.handle.connection_state().partition(":")[0]
+
+    def _stalled(self) -> EndpointError:
+        uri, state, waited = self.endpoint.uri, self._state(), show_seconds(self.timeout)
+        if self.stage == "connect":
+            return Unreachable(uri, f"no answer from {self.endpoint.address} in {waited}", state)
+        if self.stage == "greeting":
+            return NoGreeting(uri, f"connected, but no greeting in {waited}", state)
+        return HandshakeStalled(uri, f"the server stopped in stage '{self.stage}': no reply in {waited}", state)
+
+    def _failure(self, exc: nbd.Error) -> EndpointError:
+        uri, state = self.endpoint.uri, self._state()
+        # libnbd has no error number for a closed socket or a wrong magic: only its text tells the two apart.
+        closed = "disconnected" in exc.string or exc.errnum in (errno.ECONNRESET, errno.EPIPE)
+        if self.stage == "connect":
+            refused = exc.errnum in (errno.ECONNREFUSED, errno.ENOENT, errno.EACCES, errno.ENOTSOCK, errno.EAGAIN)
+            reason = os.strerror(exc.errnum) if exc.errnum else exc.string
+            kind = Refused if refused else Unreachable
+            return kind(uri, f"cannot connect to {self.endpoint.address}: {reason}", state)
+        if self.stage == "greeting":
+            if closed:
+                return NoGreeting(uri, "the server closed the connection without a greeting", state)
+            return NotNbd(uri, "what answered there does not speak NBD", state)
+        if self.stage == "tls":
+            return TlsFailed(uri, f"TLS could not be set up: {exc.string}", state)
+        return ConnectionLost(uri, f"the server broke off in stage '{self.stage}': {exc.string}", state)
+
+    def _closed(self) -> EndpointError:
+        """The handle ended without an error of its own: libnbd's way to say that TLS was declined."""
+        if self.stage == "tls":
+            return TlsFailed(self.endpoint.uri, "the server does not offer TLS", self._state())
+        return ConnectionLost(self.endpoint.uri, f"closed in stage '{self.stage}'", self._state())
+
+
+def _authority_places() -> list[Path]:
+    """Where nbd_set_tls_certificates(3) looks by default."""
+    if os.geteuid() == 0:
+        return [Path("/etc/pki/libnbd")]
+    return [Path.home() / ".pki" / "libnbd", Path.home() / ".config" / "pki" / "libnbd"]
+
+
+def stage_of(state: str, current: str) -> str:
+    """The stage that a libnbd connection state (generator/states*.c in its source) belongs to."""
+    name = state.partition(":")[0]
+    if name.startswith(("CONNECT.", "CONNECT_TCP.", "CONNECT_SA.", "START", "CONNECT_COMMAND.")):
+        return "connect"
+    if name.startswith("MAGIC."):
+        return "greeting"
+    if "OPT_STARTTLS" in name:
+        return "tls"
+    if "META_CONTEXT" in name:
+        return "meta context"
+    if "OPT_GO" in name or "OPT_EXPORT_NAME" in name or "OPT_LIST" in name:
+        return "export"
+    if name.startswith(("NEWSTYLE.", "OLDSTYLE.")):
+        return "negotiation"
+    return current
+
+
+def _describe(handle: nbd.NBD) -> ExportInfo:
+    return ExportInfo(
+        size=handle.get_size(),
+        read_only=handle.is_read_only(),
+        multi_conn=handle.can_multi_conn(),
+        flush=handle.can_flush(),
+        zero=handle.can_zero(),
+        fast_zero=handle.can_fast_zero(),
+        trim=handle.can_trim(),
+        fua=handle.can_fua(),
+        minimum=handle.get_block_size(nbd.SIZE_MINIMUM) or 1,
+        preferred=handle.get_block_size(nbd.SIZE_PREFERRED),
+        maximum=handle.get_block_size(nbd.SIZE_MAXIMUM) or DEFAULT_MAXIMUM,
+        allocation=handle.can_meta_context(ALLOCATION),
+        structured=handle.get_structured_replies_negotiated(),
+        tls=handle.get_tls_negotiated(),
+        protocol=handle.get_protocol(),
+    )

@@ -1,0 +1,47 @@
+"""Settings: every number that an operator may change, from the environment (SENDENSE_…), each with unit and reason."""
+
+import os
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from sendense.units import MiB
+
+
+def _state_home() -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "sendense"
+
+
+class Settings(BaseSettings):
+    """Read once at the start of a process; workers inherit them through the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="SENDENSE_", extra="forbid", frozen=True)
+
+    state_dir: Path = Field(default_factory=_state_home)
+    """Where unfinished copies keep their ledger and sockets."""
+
+    connect_timeout: float = Field(default=10.0, gt=0)
+    """Seconds for each stage of a connection: a greeting over a slow tunnel takes well under one."""
+
+    no_progress_timeout: float = Field(default=30.0, gt=0)
+    """Seconds without one completed request before a server counts as stalled: a busy disk answers within 10."""
+
+    claim_seconds: float = Field(default=8.0, gt=0)
+    """Seconds that a claim lasts unless renewed: four missed renewals."""
+
+    renew_seconds: float = Field(default=2.0, gt=0)
+    """Seconds between two renewals of a claim."""
+
+    tick_seconds: float = Field(default=2.0, gt=0)
+    """Seconds between two sweeps of the ledger for lapsed claims and lost messages."""
+
+    task_time_limit: float = Field(default=1800.0, gt=0)
+    """Seconds until Celery kills a process that Python cannot wake: 128 MiB at 75 kB/s."""
+
+    request_bytes: int = Field(default=1 * MiB, ge=65536)
+    """Bytes of one NBD request: 512 KiB to 2 MiB measured alike, 256 KiB slower."""
+
+    requests_in_flight: int = Field(default=16, ge=1, le=128)
+    """Requests of one process under way at once: with 1 MiB each, what nbdcopy's speed takes."""
