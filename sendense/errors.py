@@ -3,6 +3,7 @@ Every error that Sendense raises on purpose.
 
     SendenseError
     ├── InputError            the request cannot be right: nothing was started (exit status 2)
+    │   └── TargetTooSmall, TargetReadOnly, SourceChanged
     ├── EndpointError         an NBD server cannot be used; its verdict is the doctor's word for why
     │   ├── Unresolvable, Refused, Unreachable, NoGreeting, NotNbd, HandshakeStalled
     │   ├── NoSuchExport, TlsRequired, TlsFailed, ConnectionLost
@@ -26,6 +27,10 @@ class SendenseError(Exception):
 
     retryable: ClassVar[bool] = False
     stalled: ClassVar[bool] = False
+    attempts: ClassVar[int | None] = None
+    """Attempts that a batch is worth after this error, where that is fewer than usual."""
+    spares_job: ClassVar[bool] = False
+    """Only its batch is lost when the last attempt ends with this; otherwise the job ends there."""
     hint: str = ""
 
 
@@ -63,7 +68,7 @@ class ClaimLost(SendenseError):
 
 
 class EndpointError(SendenseError):
-    """An NBD server that cannot be used. `verdict` is the doctor's word for it; `state` is libnbd's name for the wait."""
+    """An NBD server that cannot be used. `verdict` is the doctor's word for it, `state` libnbd's name for the wait."""
 
     retryable = True
     verdict: ClassVar[str] = "error"
@@ -172,6 +177,8 @@ class ReadFailed(RequestError):
     """The source answered a read with an error."""
 
     verb = "read"
+    attempts = 3
+    spares_job = True
     hint = "The source cannot read this part of the disk: repair it there, then resume."
 
 
@@ -238,3 +245,15 @@ class TargetReadOnly(InputError):
     def __init__(self, target: str) -> None:
         InputError.__init__(self, f"{target} is read-only", "Serve the target writable, or name another one.")
         self.args = (target,)
+
+
+class SourceChanged(InputError):
+    """An unfinished copy cannot go on: its source is not what it was."""
+
+    def __init__(self, source: str, before: int, now: int) -> None:
+        InputError.__init__(
+            self,
+            f"{source} has {now} bytes now, and had {before} when the copy began",
+            "Start over with --force, or bring the source back as it was.",
+        )
+        self.args = (source, before, now)

@@ -2,6 +2,8 @@
 
 import random
 
+from sendense.errors import SendenseError
+
 # Six attempts with these delays ride out an outage of about a minute (a tunnel cut, a server restart)
 # even where every connection is refused at once.
 MAX_ATTEMPTS = 6
@@ -9,12 +11,13 @@ BASE_DELAY_SECONDS = 2.0
 MAX_DELAY_SECONDS = 60.0
 
 
-def delay_before(attempt: int, rng: random.Random | None = None) -> float:
-    """Seconds to wait before attempt number `attempt` + 1: doubled each time, and jittered so that workers spread."""
+def delay_before_next(attempt: int, error: SendenseError, rng: random.Random | None = None) -> float | None:
+    """
+    Seconds until a batch whose attempt number `attempt` (from 1) ended with `error` is tried again; None for never.
+
+    The delay doubles each time, and is jittered so that workers that failed together do not come back together.
+    """
+    if not error.retryable or attempt >= (error.attempts or MAX_ATTEMPTS):
+        return None
     full = min(MAX_DELAY_SECONDS, BASE_DELAY_SECONDS * 2.0 ** (attempt - 1))
-    return full * (rng or random).uniform(0.75, 1.25)
-
-
-def may_retry(attempt: int, retryable: bool, limit: int = MAX_ATTEMPTS) -> bool:
-    """Whether a batch whose attempt number `attempt` (from 1) failed is worth another one."""
-    return retryable and attempt < limit
+    return full * (rng.uniform if rng else random.uniform)(0.75, 1.25)

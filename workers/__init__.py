@@ -1,0 +1,1 @@
+"""The Celery workers: thin tasks over the functions of `sendense`."""

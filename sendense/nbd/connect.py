@@ -6,11 +6,14 @@ POLL_MS, after which `beat` is called. Foreign errors become EndpointError here 
 """
 
 import errno
+import math
 import os
+import select
 import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +44,16 @@ DEFAULT_MAXIMUM = 32 * MiB
 ALLOCATION = nbd.CONTEXT_BASE_ALLOCATION
 
 STAGES = ("resolve", "connect", "greeting", "negotiation", "tls", "meta context", "export")
+
+_REFUSALS = (
+    errno.ECONNREFUSED,
+    errno.EACCES,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ENOTSOCK,
+    errno.EPROTOTYPE,
+)
 
 Beat = Callable[[], None]
 Observer = Callable[[str, float], None]
@@ -83,12 +96,13 @@ class Connection:
         return self.endpoint.uri
 
     def close(self) -> None:
-        """Say goodbye if the server listens; never wait for it to."""
+        """Say goodbye if the server listens, then hang up; never wait for it."""
         try:
             if not self.broken and self.handle.aio_is_ready():
                 self.handle.aio_disconnect()
         except nbd.Error:
-            pass  # a handle that cannot say goodbye is closed by dropping it
+            pass  # hanging up says it as well
+        _hang_up(self.handle)
         self.broken = True
 
 
@@ -96,33 +110,51 @@ def no_beat() -> None:
     """For callers that hold no claim."""
 
 
-def connect(endpoint: Endpoint, timeout: float, beat: Beat = no_beat, observe: Observer | None = None) -> Connection:
+def connect(
+    endpoint: Endpoint,
+    timeout: float,
+    beat: Beat = no_beat,
+    observe: Observer | None = None,
+    deadline: float = math.inf,
+) -> Connection:
     """
-    Open an export, each stage within `timeout` seconds.
+    Open an export, each stage within `timeout` seconds, and all of them before `deadline` (on the monotonic clock).
 
     Raises the EndpointError of the stage that failed or stalled.
     """
-    return Handshake(endpoint, timeout, beat, observe).run()
+    return Handshake(endpoint, timeout, beat, observe, deadline).run()
 
 
 class Handshake:
     """The stages of one connection attempt; `stage` is the one under way."""
 
-    def __init__(self, endpoint: Endpoint, timeout: float, beat: Beat, observe: Observer | None) -> None:
-        self.endpoint, self.timeout, self.beat = endpoint, timeout, beat
+    def __init__(
+        self, endpoint: Endpoint, timeout: float, beat: Beat, observe: Observer | None, deadline: float = math.inf
+    ) -> None:
+        self.endpoint, self.timeout, self.beat, self.deadline = endpoint, timeout, beat, deadline
         self.observe: Observer = observe or (lambda stage, seconds: None)
         self.stage = "resolve"
         self.stage_began = time.monotonic()
+        self.waited_in = ""
         self.handle = nbd.NBD()
 
     def run(self) -> Connection:
         """Walk the stages; see `connect`."""
+        try:
+            return self._run()
+        except BaseException:
+            _hang_up(self.handle)
+            raise
+
+    def _run(self) -> Connection:
         endpoint, handle = self.endpoint, self.handle
         if endpoint.host:
             self._resolve()
+        self._enter("tls")
         try:
             handle.set_opt_mode(True)
             handle.set_full_info(True)
+            handle.set_pread_initialize(False)  # a failed read's buffer is never looked at
             handle.add_meta_context(ALLOCATION)
             self._prepare_tls()
         except nbd.Error as exc:
@@ -133,6 +165,7 @@ class Handshake:
                 handle.aio_connect_unix(endpoint.socket)
             else:
                 handle.aio_connect_tcp(endpoint.host, str(endpoint.port))
+                self._establish()
             self._wait()
             self._keep_alive()
             if handle.aio_is_negotiating():
@@ -147,8 +180,13 @@ class Handshake:
     def list_exports(self) -> list[str]:
         """Names that the server offers; empty when it will not say. Only in the negotiation phase."""
         names: list[str] = []
+
+        def offered(name: str, description: str) -> int:
+            names.append(name)
+            return 0
+
         try:
-            self.handle.aio_opt_list(lambda name, description: names.append(name) or 0)
+            self.handle.aio_opt_list(offered)
             self._wait()
         except (nbd.Error, EndpointError):
             return []
@@ -177,12 +215,11 @@ class Handshake:
 
         thread = threading.Thread(target=look_up, daemon=True)
         thread.start()
-        deadline = self.stage_began + self.timeout
-        while thread.is_alive() and time.monotonic() < deadline:
-            thread.join(POLL_MS / 1000)
+        while thread.is_alive() and (left := self._left()) > 0:
+            thread.join(min(POLL_MS / 1000, left))
             self.beat()
         if not outcome:
-            detail = f"host '{self.endpoint.host}': no answer from the resolver in {show_seconds(self.timeout)}"
+            detail = f"host '{self.endpoint.host}': no answer from the resolver in {self._waited()}"
             raise Unresolvable(self.endpoint.uri, detail)
         if outcome[0]:
             raise Unresolvable(self.endpoint.uri, f"host '{self.endpoint.host}': {outcome[0].strerror or outcome[0]}")
@@ -223,14 +260,32 @@ class Handshake:
         with socket.socket(fileno=os.dup(self.handle.aio_get_fd())) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
+    def _establish(self) -> None:
+        """
+        Wait until TCP stands or fails.
+
+        libnbd 1.14 goes on to MAGIC.RECV_MAGIC as soon as connect(2) says EINPROGRESS (measured): a host that is off
+        would pass for a server that sends no greeting.
+        """
+        poller = select.poll()
+        poller.register(self.handle.aio_get_fd(), select.POLLOUT)
+        while not (events := poller.poll(min(POLL_MS, max(1, int(self._left() * 1000))))):
+            self.beat()
+            if self._left() <= 0:
+                detail = f"no answer from {self.endpoint.address} in {self._waited()}"
+                raise Unreachable(self.endpoint.uri, detail, "CONNECT_TCP.CONNECTING")
+        if events[0][1] & (select.POLLERR | select.POLLHUP):
+            self.handle.poll(1)  # raises what went wrong
+
     def _wait(self) -> None:
         """Drive the handshake until libnbd wants nothing more from the server, naming each stage as it comes."""
         handle = self.handle
         while handle.aio_get_direction():
             if handle.aio_is_ready():
                 return
-            self._enter(stage_of(handle.connection_state(), self.stage))
-            left = self.stage_began + self.timeout - time.monotonic()
+            self.waited_in = handle.connection_state().partition(":")[0]
+            self._enter(stage_of(self.waited_in, self.stage))
+            left = self._left()
             if left <= 0:
                 raise self._stalled()
             handle.poll(min(POLL_MS, max(1, int(left * 1000))))
@@ -256,19 +311,30 @@ class Handshake:
             self.stage = "export"
             if error == errno.ENOTSUP and not self.endpoint.tls:
                 self.stage = "tls"
-                raise TlsRequired(self.endpoint.uri, "the server takes TLS connections only")
-            offered = self.list_exports()
-            there = f"; it offers: {', '.join(repr(name) for name in offered)}" if offered else ""
+                raise TlsRequired(self.endpoint.uri, "the server takes TLS connections only", self._state())
+            state, name, offered = self._state(), self.endpoint.export, self.list_exports()
             reason = "" if error == errno.ENOENT else f" ({os.strerror(error)})"
-            raise NoSuchExport(self.endpoint.uri, f"the server has no export '{self.endpoint.export}'{reason}{there}")
+            if name in offered:  # nbdkit says no more to a client whose plugin failed to open
+                detail = f"the server lists the export '{name}' and cannot open it{reason}: its log says why"
+            else:
+                there = f"; it offers: {', '.join(repr(other) for other in offered)}" if offered else ""
+                detail = f"the server has no export '{name}'{reason}{there}"
+            raise NoSuchExport(self.endpoint.uri, detail, state)
+
+    def _left(self) -> float:
+        """Seconds left for the stage under way."""
+        return min(self.stage_began + self.timeout, self.deadline) - time.monotonic()
+
+    def _waited(self) -> str:
+        return show_seconds(time.monotonic() - self.stage_began)
 
     def _state(self) -> str:
-        return self.handle.connection_state().partition(":")[0]
+        """libnbd's name for the state; for a connection that ended, the one that it last waited in."""
+        state = self.handle.connection_state().partition(":")[0]
+        return self.waited_in if self.waited_in and state in ("DEAD", "CLOSED") else state
 
     def _stalled(self) -> EndpointError:
-        uri, state, waited = self.endpoint.uri, self._state(), show_seconds(self.timeout)
-        if self.stage == "connect":
-            return Unreachable(uri, f"no answer from {self.endpoint.address} in {waited}", state)
+        uri, state, waited = self.endpoint.uri, self._state(), self._waited()
         if self.stage == "greeting":
             return NoGreeting(uri, f"connected, but no greeting in {waited}", state)
         return HandshakeStalled(uri, f"the server stopped in stage '{self.stage}': no reply in {waited}", state)
@@ -277,10 +343,13 @@ class Handshake:
         uri, state = self.endpoint.uri, self._state()
         # libnbd has no error number for a closed socket or a wrong magic: only its text tells the two apart.
         closed = "disconnected" in exc.string or exc.errnum in (errno.ECONNRESET, errno.EPIPE)
+        if self.stage == "connect" and closed:
+            self._enter("greeting")
         if self.stage == "connect":
-            refused = exc.errnum in (errno.ECONNREFUSED, errno.ENOENT, errno.EACCES, errno.ENOTSOCK, errno.EAGAIN)
+            if exc.errnum == errno.EAGAIN:  # how Linux refuses a Unix socket whose queue is full
+                return NoGreeting(uri, f"{self.endpoint.address}: as many clients as fit are waiting already", state)
             reason = os.strerror(exc.errnum) if exc.errnum else exc.string
-            kind = Refused if refused else Unreachable
+            kind = Refused if exc.errnum in _REFUSALS else Unreachable
             return kind(uri, f"cannot connect to {self.endpoint.address}: {reason}", state)
         if self.stage == "greeting":
             if closed:
@@ -295,6 +364,21 @@ class Handshake:
         if self.stage == "tls":
             return TlsFailed(self.endpoint.uri, "the server does not offer TLS", self._state())
         return ConnectionLost(self.endpoint.uri, f"closed in stage '{self.stage}'", self._state())
+
+
+def _hang_up(handle: nbd.NBD) -> None:
+    """
+    End the session now.
+
+    libnbd closes the socket when the handle is dropped, which an error's traceback can put off, and with it the
+    moment at which a server that takes one client takes the next.
+    """
+    try:
+        descriptor = handle.aio_get_fd()
+    except nbd.Error:
+        return  # not connected, or closed already
+    with socket.socket(fileno=os.dup(descriptor)) as sock, suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _authority_places() -> list[Path]:

@@ -1,0 +1,65 @@
+"""The `sendense` command: registers the commands, and turns errors into one or two lines and an exit status."""
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from sendense import __version__
+from sendense.cli.copy import copy
+from sendense.cli.doctor import doctor
+from sendense.errors import InputError, SendenseError
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="sendense",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(copy)
+app.command()(doctor)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sendense {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Copies disks over NBD into QCOW2: in parallel, resumable, verified, and never hanging silently."""
+    context.obj = debug
+
+
+def main() -> None:
+    """Entry point of the `sendense` command."""
+    debug = "--debug" in sys.argv
+    if debug:  # also taken behind the command's name
+        sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
+    try:
+        app()
+    except SendenseError as exc:
+        if debug:
+            traceback.print_exc()
+        fail(exc)
+        sys.exit(EXIT_USAGE if isinstance(exc, InputError) else EXIT_FAILED)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def fail(exc: SendenseError) -> None:
+    """Say on stderr what went wrong, where, and what to do."""
+    print(f"sendense: {exc}", file=sys.stderr)
+    if exc.hint:
+        print(f"  {exc.hint}", file=sys.stderr)

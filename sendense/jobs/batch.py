@@ -1,0 +1,166 @@
+"""
+One batch from claim to record: what a copy task does.
+
+Order is the invariant: write, flush, record. Whatever ends it before the record leaves the batch to be copied again;
+whatever repeats it finds the batch recorded or claimed, and returns.
+"""
+
+import logging
+from typing import Protocol
+
+from sendense.errors import ClaimLost, EndpointError, ReadFailed, SendenseError, StalledRequest
+from sendense.extents import Extent
+from sendense.jobs.claim import ClaimKeeper
+from sendense.jobs.ledger import Claim, Ledger, Rest
+from sendense.jobs.plan import batch_of
+from sendense.models import Failure, JobSpec
+from sendense.nbd.blocks import map_extents
+from sendense.nbd.connect import Beat, Connection
+from sendense.nbd.probe import diagnose
+from sendense.nbd.transfer import Limits, Outcome, Transfer
+from sendense.nbd.uri import parse
+from sendense.retry import delay_before_next
+from sendense.settings import Settings
+
+log = logging.getLogger(__name__)
+
+DIAGNOSIS_SECONDS = 5.0
+"""Time for the doctor's look at a server that stalled: it answers within milliseconds, or not at all."""
+
+
+class Handles(Protocol):
+    """A process's open connections, one per job and URI."""
+
+    def get(self, job: str, uri: str, beat: Beat) -> Connection:
+        """The open connection, or a new one."""
+
+    def drop(self) -> None:
+        """Forget all of them."""
+
+
+def run_batch(ledger: Ledger, handles: Handles, settings: Settings, job: str, batch: int, epoch: int, me: str) -> str:
+    """
+    Claim, copy, flush, record. Returns in a word what came of it, for the log; ordinary failures are recorded.
+
+    `me` names this process and this call, and no other.
+    """
+    claim = ledger.claim(job, batch, epoch, me, settings.claim_seconds)
+    spec = ledger.spec(job)
+    if not claim or not spec:
+        return "not ours"
+    keeper = ClaimKeeper(ledger, claim, settings.claim_seconds, settings.renew_seconds)
+    try:
+        try:
+            outcome = _transfer(handles, settings, spec, claim, keeper)
+        except SendenseError as exc:
+            handles.drop()
+            raise _diagnosed(exc, keeper) from exc
+    except ClaimLost:
+        log.warning("gave a batch up", extra={"action": "claim_lost", "job_id": job, "batch": batch})
+        return "claim lost"
+    except SendenseError as exc:
+        return _give_back(ledger, claim, exc, keeper.copied)
+    return _record(ledger, spec, claim, outcome)
+
+
+def _transfer(handles: Handles, settings: Settings, spec: JobSpec, claim: Claim, keeper: ClaimKeeper) -> Outcome:
+    root = spec.of or spec.id
+    source = handles.get(root, spec.source, keeper.beat)
+    target = handles.get(root, spec.target, keeper.beat) if spec.target else None
+    extents = claim.extents
+    if not target:
+        extents = _to_verify(source, extents, settings.no_progress_timeout, keeper.beat)
+    limits = Limits(settings.request_bytes, settings.requests_in_flight, settings.no_progress_timeout)
+    transfer = Transfer(source, target, limits, target_is_zero=spec.target_is_zero, beat=keeper.beat)
+    return transfer.run(extents)
+
+
+def _to_verify(stored: Connection, extents: list[Extent], timeout: float, beat: Beat) -> list[Extent]:
+    """What has to be read of a stored image: all data, and of the zeroes whatever the server does not know as zero."""
+    found: list[Extent] = []
+    for extent in extents:
+        if extent.zero:
+            found += map_extents(stored, extent.offset, extent.length, timeout, beat)
+        else:
+            found.append(extent)
+    return found
+
+
+def _record(ledger: Ledger, spec: JobSpec, claim: Claim, outcome: Outcome) -> str:
+    rest = _rest(spec, claim, outcome) if outcome.failed else None
+    if rest and not rest.stored.packed:
+        assert rest.failure
+        return _give_back(ledger, claim, _read_error(spec, outcome), outcome.copied)
+    data = rest.stored.data if rest else batch_of(claim.extents).data
+    ours = ledger.record(claim, outcome.digest, outcome.copied, data, outcome.retries, rest)
+    if not ours:
+        return "claim lost"
+    return "recorded, but for what could not be read" if rest else "recorded"
+
+
+def _rest(spec: JobSpec, claim: Claim, outcome: Outcome) -> Rest:
+    """Split the batch into what is stored and what could not be read."""
+    bad = sorted(extent for extent, _ in outcome.failed)
+    stored, left = [], []
+    for extent in claim.extents:
+        at = extent.offset
+        for hole in bad:
+            if not extent.zero and extent.offset <= hole.offset < extent.end:
+                if hole.offset > at:
+                    stored.append(Extent(at, hole.offset - at))
+                left.append(hole)
+                at = hole.end
+        if at < extent.end:
+            stored.append(Extent(at, extent.end - at, extent.zero))
+    error = _read_error(spec, outcome)
+    delay = delay_before_next(claim.attempt, error)
+    return Rest(batch_of(stored), batch_of(left), _failure(claim, error), delay)
+
+
+def _read_error(spec: JobSpec, outcome: Outcome) -> ReadFailed:
+    extent, reason = outcome.failed[0]
+    more = f" (and {len(outcome.failed) - 1} more places)" if len(outcome.failed) > 1 else ""
+    return ReadFailed(spec.source, extent.offset, extent.length, reason + more)
+
+
+def _give_back(ledger: Ledger, claim: Claim, exc: SendenseError, copied: int) -> str:
+    delay = delay_before_next(claim.attempt, exc)
+    end_job = delay is None and not exc.spares_job
+    log.warning(
+        "a batch failed", extra={"action": "batch_failed", "job_id": claim.job, "batch": claim.batch, "error": str(exc)}
+    )
+    ledger.release(claim, _failure(claim, exc), copied, delay, end_job=end_job)
+    return "failed" if delay is None else "failed, to be tried again"
+
+
+def _failure(claim: Claim, exc: SendenseError) -> Failure:
+    limit = exc.attempts or None
+    attempt = f"attempt {claim.attempt}" + (f" of {limit}" if limit else "")
+    return failure_of(exc, batch=claim.batch, attempt=claim.attempt, worker=claim.owner, note=f" [{attempt}]")
+
+
+def failure_of(
+    exc: SendenseError, *, batch: int | None = None, attempt: int = 1, worker: str = "", note: str = ""
+) -> Failure:
+    """An error as the ledger keeps it."""
+    return Failure(
+        batch=batch,
+        attempt=attempt,
+        error=type(exc).__name__,
+        message=f"{exc}{note}",
+        hint=exc.hint,
+        uri=getattr(exc, "uri", ""),
+        stalled=exc.stalled,
+        worker=worker,
+    )
+
+
+def _diagnosed(exc: SendenseError, keeper: ClaimKeeper) -> SendenseError:
+    """A stall with the doctor's verdict on its server; any other error as it is."""
+    if not isinstance(exc, StalledRequest):
+        return exc
+    try:
+        verdict = diagnose(parse(exc.uri), DIAGNOSIS_SECONDS, keeper.beat)
+    except EndpointError as found:
+        verdict = found.verdict
+    return type(exc)(exc.uri, exc.offset, exc.length, exc.waited, verdict)

@@ -1,0 +1,87 @@
+"""Celery: the application's settings, and how a window of batches becomes a chord. Tasks are named, never imported."""
+
+from functools import lru_cache
+
+from celery import Celery, chord
+from kombu.exceptions import OperationalError
+
+from sendense.jobs.driver import Dispatch
+from sendense.jobs.ledger import LedgerUnavailable
+from sendense.models import JobSpec
+from sendense.settings import Settings
+
+SURVEY = "sendense.survey"
+COPY_EXTENTS = "sendense.copy_extents"
+SETTLE = "sendense.settle"
+SETTLE_AFTER_LOSS = "sendense.settle_after_loss"
+
+HUB_QUEUE = "hub"
+
+Unavailable = (*LedgerUnavailable, OperationalError)
+"""What a call raises while Redis is away, as the ledger or as the broker."""
+
+
+def site_queue(site: str) -> str:
+    """The queue that a site's copy workers read."""
+    return f"site.{site}"
+
+
+@lru_cache
+def make_app(redis_url: str) -> Celery:
+    """The Celery application on the Redis at `redis_url`."""
+    settings = Settings()
+    redis_url = redis_url.replace("unix://", "redis+socket://", 1)  # kombu's name for it
+    app = Celery("sendense", broker=redis_url, backend=redis_url, set_as_current=False)
+    app.conf.update(
+        accept_content=["json"],
+        result_accept_content=["json"],
+        task_serializer="json",
+        result_serializer="json",
+        broker_connection_retry_on_startup=True,
+        broker_transport_options={
+            # Longer than the longest task: recovery is the ledger's, a redelivery would only make duplicates.
+            "visibility_timeout": 4 * settings.task_time_limit,
+            "socket_timeout": 10,
+            "socket_connect_timeout": 5,
+        },
+        redis_socket_timeout=10,
+        redis_socket_connect_timeout=5,
+        result_expires=3600,
+        task_time_limit=settings.task_time_limit,
+        task_ignore_result=True,
+        task_default_queue=HUB_QUEUE,
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_enable_soft_shutdown_on_idle=False,
+        worker_send_task_events=True,
+    )
+    return app
+
+
+def send_survey(app: Celery, spec: JobSpec) -> None:
+    """Ask the job's site for a survey."""
+    app.send_task(SURVEY, (spec.id,), queue=site_queue(spec.site), argsrepr=f"{spec.name} · survey", ignore_result=True)
+
+
+def chord_dispatch(app: Celery, spec: JobSpec, total: int, window: int) -> Dispatch:
+    """Sends a window as a chord whose body, or errback, drives on. `total` is the number of batches, for people."""
+
+    def dispatch(job: str, batches: list[int], epoch: int) -> None:
+        settle = {"job": job, "epoch": epoch, "window": window}
+        body = app.signature(SETTLE, kwargs=settle, immutable=True, queue=HUB_QUEUE, ignore_result=True)
+        body.on_error(app.signature(SETTLE_AFTER_LOSS, kwargs=settle, queue=HUB_QUEUE, ignore_result=True))
+        header = [
+            app.signature(
+                COPY_EXTENTS,
+                args=(job, batch, epoch),
+                immutable=True,
+                queue=site_queue(spec.site),
+                ignore_result=True,
+                argsrepr=f"{spec.name} · batch {batch + 1}/{total}",
+            )
+            for batch in batches
+        ]
+        chord(header, app=app)(body)
+
+    return dispatch

@@ -1,0 +1,43 @@
+"""
+The driver: hands out windows of batches until the ledger has them all.
+
+`advance` may be called by anybody, at any time, any number of times: by the body of a window's chord, by its errback,
+by the tick. The ledger moves a batch to `sent` once, and refuses an epoch that is not the job's, so a call too many
+does nothing, and a lost one costs a tick.
+"""
+
+from collections.abc import Callable
+
+from sendense.jobs.ledger import Ledger
+from sendense.models import JobState
+from sendense.retry import MAX_ATTEMPTS
+
+WINDOW_PER_PROCESS = 4
+"""Batches of a window for each worker process. Two windows overlap, so one slow batch idles nobody; jobs that share
+the queue wait for these few batches, not for a whole disk."""
+
+SENT_PATIENCE_SECONDS = 120.0
+"""A sent batch that nobody claimed for so long is sent again: its message may be lost."""
+
+IDLE_PATIENCE_SECONDS = 4.0
+"""The same, while not a single batch is claimed: then the messages are lost, or there is no worker."""
+
+Dispatch = Callable[[str, list[int], int], None]
+"""Sends one window: job, batches, epoch."""
+
+
+def advance(ledger: Ledger, job: str, epoch: int, window: int, dispatch: Dispatch) -> JobState | None:
+    """Send windows while there is room for one; returns the job's state."""
+    while True:
+        state, batches = ledger.take(job, epoch, window)
+        if not batches:
+            return state
+        dispatch(job, batches, epoch)
+
+
+def tick(
+    ledger: Ledger, job: str, epoch: int, window: int, dispatch: Dispatch
+) -> tuple[JobState | None, list[tuple[int, str]]]:
+    """Put back what was lost, then advance; returns the state and the lapsed claims (batch, owner)."""
+    lapsed = ledger.sweep(job, epoch, MAX_ATTEMPTS, SENT_PATIENCE_SECONDS, IDLE_PATIENCE_SECONDS)
+    return advance(ledger, job, epoch, window, dispatch), lapsed

@@ -1,0 +1,262 @@
+"""
+The ledger: in Redis, per job, what is to do, who does it, and what is durably stored.
+
+Updates that must go together are one Lua script each (scripts/): they are idempotent for the same owner, so a call
+whose answer was lost is simply made again. A job that is not there has no state.
+"""
+
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from importlib import resources
+from itertools import islice
+from typing import Any, NamedTuple, cast
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.commands.core import Script
+from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
+from redis.retry import Retry
+
+from sendense.extents import Extent, unpack
+from sendense.jobs.plan import Batch
+from sendense.models import Activity, Failure, JobSpec, JobState, Progress, Survey
+
+SOCKET_SECONDS = 2.0
+"""Longest wait for one answer of Redis."""
+
+RETRIES = 5
+"""Tries of one call, with up to a second between them: a Redis that is started again is back within these."""
+
+PLAN_CHUNK = 256
+"""Batches of a plan that are written in one round trip: 4 MiB at most."""
+
+LedgerUnavailable = (ConnectionError, TimeoutError, BusyLoadingError)
+"""What a call raises when Redis stays away for longer than its retries last."""
+
+
+class Claim(NamedTuple):
+    """An exclusive right to one batch, for a few seconds at a time."""
+
+    job: str
+    batch: int
+    owner: str
+    attempt: int
+    extents: list[Extent]
+
+
+class Record(NamedTuple):
+    """What is kept of a stored batch."""
+
+    batch: int
+    data: int
+    digest: bytes
+    extents: list[Extent]
+
+
+class Rest(NamedTuple):
+    """The part of a batch that could not be read, and why; `delay` in seconds, None to give it up."""
+
+    stored: Batch
+    left: Batch
+    failure: Failure
+    delay: float | None
+
+
+def connect(url: str, retries: int = RETRIES) -> "redis.Redis":
+    """A client whose calls end: SOCKET_SECONDS for each try."""
+    return redis.Redis.from_url(
+        url,
+        socket_timeout=SOCKET_SECONDS,
+        socket_connect_timeout=SOCKET_SECONDS,
+        retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), retries),
+        retry_on_error=list(LedgerUnavailable),
+    )
+
+
+class Ledger:
+    """All jobs' records behind one Redis client."""
+
+    def __init__(self, client: "redis.Redis") -> None:
+        self._redis = client
+
+    def prepare(self, spec: JobSpec) -> None:
+        """Enter a job, or an unfinished one again, in state `preparing`: what is recorded of it stays."""
+        self._redis.hset(_key(spec.id, "job"), mapping={"spec": spec.model_dump_json(), "state": "preparing"})
+
+    def touch(self, job: str) -> None:
+        """Say that somebody works on the job, before it has batches to claim."""
+        self._redis.hincrby(_key(job, "job"), "beats", 1)
+
+    def beats(self, job: str) -> int:
+        """A number that grows while somebody works on the job's survey."""
+        return int(self._get(job, "beats") or 0)
+
+    def ready(self, job: str, survey: Survey) -> None:
+        """The endpoints of a planned job were looked at again."""
+        self._redis.hset(_key(job, "job"), mapping={"survey": survey.model_dump_json(), "state": "ready"})
+
+    def reopen(self, job: str, records: Iterable["Record"]) -> None:
+        """What is stored of these batches is wrong: they are to do again, in the job's next run."""
+        with self._redis.pipeline() as pipe:
+            for record in records:
+                pipe.hdel(_key(job, "done"), str(record.batch))
+                pipe.hdel(_key(job, "writers"), str(record.batch))
+                pipe.zadd(_key(job, "todo"), {str(record.batch): record.batch})
+                pipe.hincrby(_key(job, "job"), "done", -record.data)
+                pipe.hincrby(_key(job, "job"), "batches_done", -1)
+            pipe.execute()
+
+    def spec(self, job: str) -> JobSpec | None:
+        """What the job was asked to do."""
+        text = self._get(job, "spec")
+        return JobSpec.model_validate_json(text) if text else None
+
+    def state(self, job: str) -> JobState | None:
+        """Where the job stands."""
+        text = self._get(job, "state")
+        return cast(JobState, text.decode()) if text else None
+
+    def survey(self, job: str) -> Survey | None:
+        """What was found out about the endpoints, once it was."""
+        text = self._get(job, "survey")
+        return Survey.model_validate_json(text) if text else None
+
+    def write_plan(self, job: str, survey: Survey, batches: Iterable[Batch]) -> None:
+        """Store survey and plan, and then, with the last write, the state `ready`."""
+        number = data = zero = 0
+        iterator = iter(batches)
+        while chunk := list(islice(iterator, PLAN_CHUNK)):
+            with self._redis.pipeline(transaction=False) as pipe:
+                pipe.hset(_key(job, "plan"), mapping={number + i: batch.packed for i, batch in enumerate(chunk)})
+                pipe.zadd(_key(job, "todo"), {str(number + i): number + i for i in range(len(chunk))})
+                pipe.execute()
+            number += len(chunk)
+            data += sum(batch.data for batch in chunk)
+            zero += sum(batch.zero for batch in chunk)
+        fields: list[bytes | str | int | float | bytearray | memoryview] = ["survey", survey.model_dump_json()]
+        fields += ["batches", number, "data", data, "zero", zero, "size", survey.size, "state", "ready"]
+        self._redis.hset(_key(job, "job"), items=fields)
+
+    def fail(self, job: str, failure: Failure) -> None:
+        """End the job before or outside its batches."""
+        with self._redis.pipeline() as pipe:
+            pipe.rpush(_key(job, "failures"), failure.model_dump_json())
+            pipe.hset(_key(job, "job"), "state", "failed")
+            pipe.execute()
+
+    def begin(self, spec: JobSpec) -> int:
+        """Start a run of a planned job, or go on with an unfinished one: returns the run's epoch."""
+        return int(self._run("begin", spec.id, spec.model_dump_json()))
+
+    def stop(self, job: str) -> None:
+        """Have every task of the job stop at its next request."""
+        self._redis.hset(_key(job, "job"), "state", "stopped")
+
+    def take(self, job: str, epoch: int, window: int) -> tuple[JobState | None, list[int]]:
+        """Move the next window of batches to `sent`; returns the job's state and their numbers."""
+        answer = cast(list[bytes | None], self._run("take", job, epoch, window))
+        state = cast(JobState, answer[0].decode()) if answer and answer[0] else None
+        return state, [int(batch) for batch in answer[1:] if batch]
+
+    def claim(self, job: str, batch: int, epoch: int, owner: str, seconds: float) -> Claim | None:
+        """The right to copy a batch that was sent, counted as an attempt; None when it is not to be had."""
+        answer = cast(list[bytes], self._run("claim", job, batch, epoch, owner, seconds))
+        return Claim(job, batch, owner, int(answer[0]), unpack(answer[1])) if answer else None
+
+    def renew(self, claim: Claim, seconds: float, copied: int) -> bool:
+        """Keep a claim, and say how many bytes its attempt has moved; False when it is lost."""
+        return bool(self._run("renew", claim.job, claim.batch, claim.owner, seconds, copied))
+
+    def record(self, claim: Claim, digest: bytes, copied: int, data: int, retries: int, rest: Rest | None) -> bool:
+        """Enter a batch whose bytes are flushed; what could not be read becomes a batch of its own. False: not ours."""
+        value = json.dumps({"data": data, "digest": digest.hex()})
+        more: list[Any] = []
+        if rest:
+            delay = -1.0 if rest.delay is None else rest.delay
+            more = [rest.stored.packed, rest.left.packed, rest.failure.model_dump_json(), delay]
+        return bool(self._run("record", claim.job, claim.batch, claim.owner, value, copied, data, retries, *more))
+
+    def release(self, claim: Claim, failure: Failure, copied: int, delay: float | None, *, end_job: bool) -> bool:
+        """Give a failed attempt back, to be tried again after `delay` seconds, or never (None)."""
+        wait = -1.0 if delay is None else delay
+        text = failure.model_dump_json()
+        stalled, ends = int(failure.stalled), int(end_job)
+        return bool(self._run("release", claim.job, claim.batch, claim.owner, text, copied, wait, stalled, ends))
+
+    def sweep(self, job: str, epoch: int, attempts: int, patience: float, idle: float) -> list[tuple[int, str]]:
+        """Put back lapsed claims, due retries and lost messages; returns the lapsed claims' batches and owners."""
+        answer = cast(list[bytes], self._run("sweep", job, epoch, attempts, patience, idle))
+        return [(int(batch), owner.decode()) for batch, owner in zip(answer[::2], answer[1::2], strict=True)]
+
+    def progress(self, job: str) -> Progress | None:
+        """The job's counters, consistent with each other."""
+        with self._redis.pipeline() as pipe:
+            pipe.hgetall(_key(job, "job"))
+            pipe.hgetall(_key(job, "owners"))
+            pipe.hgetall(_key(job, "progress"))
+            pipe.hlen(_key(job, "failed"))
+            fields, owners, moved, failed = pipe.execute()
+        if not fields:
+            return None
+        names = ("size", "data", "zero", "done", "already_done", "copied", "batches", "batches_done")
+        counts = {name: int(fields.get(name.encode(), 0)) for name in (*names, "retries", "stalls")}
+        active = [
+            Activity(batch=int(batch), worker=owner.decode(), done=int(moved.get(batch, 0)))
+            for batch, owner in sorted(owners.items(), key=lambda item: int(item[0]))
+        ]
+        return Progress(state=fields[b"state"].decode(), failed=failed, active=active, **counts)
+
+    def seconds(self, job: str) -> float:
+        """Seconds from the start of the latest run to the end of its copying, by Redis's clock; 0 while it runs."""
+        began, ended = self._get(job, "began"), self._get(job, "ended")
+        return max(0.0, float(ended) - float(began)) if began and ended else 0.0
+
+    def records(self, job: str) -> list[Record]:
+        """Every stored batch, in disk order."""
+        done = cast(dict[bytes, bytes], self._redis.hgetall(_key(job, "done")))
+        plan = cast(dict[bytes, bytes], self._redis.hgetall(_key(job, "plan")))
+        records = []
+        for batch, text in done.items():
+            value = json.loads(text)
+            records.append(Record(int(batch), value["data"], bytes.fromhex(value["digest"]), unpack(plan[batch])))
+        return sorted(records, key=lambda record: record.extents[0].offset if record.extents else 0)
+
+    def failures(self, job: str, start: int = 0) -> list[Failure]:
+        """The failed attempts, oldest first, from number `start`."""
+        return self._failures(self._redis.lrange(_key(job, "failures"), start, -1))
+
+    def given_up(self, job: str) -> list[Failure]:
+        """The last failure of each batch that will not be tried again in this run."""
+        found = self._failures(self._redis.hvals(_key(job, "failed")))
+        return sorted(found, key=lambda failure: -1 if failure.batch is None else failure.batch)
+
+    def delete(self, job: str) -> None:
+        """Forget the job."""
+        self._redis.delete(*(_key(job, part) for part in _PARTS))
+
+    def _failures(self, texts: Any) -> list[Failure]:
+        return [Failure.model_validate_json(text) for text in cast(list[bytes], texts)]
+
+    def _get(self, job: str, field: str) -> bytes | None:
+        return cast(bytes | None, self._redis.hget(_key(job, "job"), field))
+
+    def _run(self, name: str, job: str, *args: str | int | float | bytes) -> Any:
+        return self._scripts[name](keys=[_key(job, "")], args=list(args))
+
+    @cached_property
+    def _scripts(self) -> dict[str, Script]:
+        folder = resources.files("sendense.jobs") / "scripts"
+        prelude = (folder / "prelude.lua").read_text()
+        names = ("begin", "take", "claim", "renew", "record", "release", "sweep")
+        return {name: self._redis.register_script(prelude + (folder / f"{name}.lua").read_text()) for name in names}
+
+
+_PARTS = (
+    *("job", "plan", "todo", "sent", "claims", "owners", "attempts", "progress"),
+    *("later", "failed", "failures", "done", "writers"),
+)
+
+
+def _key(job: str, part: str) -> str:
+    return f"sendense:{job}:{part}"

@@ -1,0 +1,57 @@
+"""The plan: a disk's extents cut into batches, each what one task copies."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from sendense.extents import Extent, coarsen, pack, split, total
+from sendense.units import GiB, KiB, MiB
+
+ALIGN = 64 * KiB
+"""Batches and extents meet at qcow2 clusters, so that no two tasks ever write the same one."""
+
+BATCH_DATA = 128 * MiB
+"""Most data in a batch: a few seconds of copying, and what a lost worker costs."""
+
+BATCH_ZERO = 16 * GiB
+"""Most zeroes in a batch, where the target has to be told of them: 512 requests."""
+
+BATCH_EXTENTS = 1024
+"""Most extents in a batch: 16 KiB in the ledger."""
+
+
+class Batch(NamedTuple):
+    """A batch as it goes into the ledger: its extents packed, its data and zero bytes counted."""
+
+    packed: bytes
+    data: int
+    zero: int
+
+
+def plan(extents: Iterable[Extent], size: int) -> Iterator[Batch]:
+    """
+    Cut a disk of `size` bytes into batches, in disk order, holding one batch in memory.
+
+    Extents are first coarsened to ALIGN. Data is cut at multiples of BATCH_DATA counted from the start of the disk.
+    """
+    current: list[Extent] = []
+    data = zero = 0
+    for extent in split(coarsen(extents, ALIGN, size), BATCH_DATA):
+        length = extent.length
+        more_data, more_zero = (0, length) if extent.zero else (length, 0)
+        full = data + more_data > BATCH_DATA or zero + more_zero > BATCH_ZERO or len(current) >= BATCH_EXTENTS
+        if current and full:
+            yield Batch(pack(current), data, zero)
+            current, data, zero = [], 0, 0
+        if extent.zero and current and current[-1].zero:
+            last = current.pop()
+            extent = Extent(last.offset, last.length + length, True)
+        current.append(extent)
+        data += more_data
+        zero += more_zero
+    if current:
+        yield Batch(pack(current), data, zero)
+
+
+def batch_of(extents: list[Extent]) -> Batch:
+    """These extents as one batch."""
+    return Batch(pack(extents), total(extents, zero=False), total(extents, zero=True))

@@ -1,0 +1,25 @@
+-- The ledger's scripts. KEYS[1] is the job's prefix. A batch is in exactly one of these places, and a script moves it:
+--   todo (by number) -> sent (by time sent) -> claims (by expiry) -> done
+--   claims -> later (by time due) -> todo, when an attempt failed; claims -> failed, when it was the last
+-- The clock is Redis's own, so machines need not agree on the time.
+local prefix = KEYS[1]
+local function key(name) return prefix .. name end
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+local function add(field, amount) redis.call('HINCRBY', key('job'), field, amount) end
+local function get(field) return redis.call('HGET', key('job'), field) end
+local function touch() redis.call('HSET', key('job'), 'active', now) end
+local function owner_of(batch) return redis.call('HGET', key('owners'), batch) end
+local function unclaim(batch)
+  redis.call('ZREM', key('claims'), batch)
+  redis.call('HDEL', key('owners'), batch)
+  redis.call('HDEL', key('progress'), batch)
+  touch()
+end
+local function report(batch, copied)
+  local before = tonumber(redis.call('HGET', key('progress'), batch) or 0)
+  if copied > before then
+    add('copied', copied - before)
+    redis.call('HSET', key('progress'), batch, copied)
+  end
+end

@@ -1,0 +1,28 @@
+-- ARGV: batch, owner, record, copied, data, retries, then for a batch of which a part could not be read: the packed
+-- extents of what was stored, those of the rest, the failure, and the seconds until the rest is tried again (or -1).
+-- Returns 1 when the batch is recorded, by this call or by an earlier one of the same owner; else 0.
+local batch, owner = ARGV[1], ARGV[2]
+if owner_of(batch) ~= owner then
+  return redis.call('HGET', key('writers'), batch) == owner and 1 or 0
+end
+report(batch, tonumber(ARGV[4]))
+unclaim(batch)
+redis.call('HSET', key('done'), batch, ARGV[3])
+redis.call('HSET', key('writers'), batch, owner)
+add('batches_done', 1)
+add('done', ARGV[5])
+add('retries', ARGV[6])
+if ARGV[7] then
+  local rest = redis.call('HINCRBY', key('job'), 'batches', 1) - 1
+  redis.call('HSET', key('plan'), batch, ARGV[7])
+  redis.call('HSET', key('plan'), rest, ARGV[8])
+  redis.call('HSET', key('attempts'), rest, redis.call('HGET', key('attempts'), batch))
+  redis.call('RPUSH', key('failures'), ARGV[9])
+  if tonumber(ARGV[10]) < 0 then
+    redis.call('HSET', key('failed'), rest, ARGV[9])
+  else
+    redis.call('ZADD', key('later'), now + tonumber(ARGV[10]), rest)
+    add('retries', 1)
+  end
+end
+return 1

@@ -1,0 +1,18 @@
+-- ARGV: batch, owner, failure, copied, seconds until the next attempt (-1: none), 1 if stalled, 1 if the job must end.
+-- Gives a failed attempt back. Returns 1, or 0 when the claim was somebody else's.
+local batch = ARGV[1]
+if owner_of(batch) ~= ARGV[2] then return 0 end
+report(batch, tonumber(ARGV[4]))
+unclaim(batch)
+redis.call('RPUSH', key('failures'), ARGV[3])
+if ARGV[6] == '1' then add('stalls', 1) end
+if tonumber(ARGV[5]) < 0 then
+  redis.call('HSET', key('failed'), batch, ARGV[3])
+else
+  redis.call('ZADD', key('later'), now + tonumber(ARGV[5]), batch)
+  add('retries', 1)
+end
+if ARGV[7] == '1' and get('state') == 'copying' then
+  redis.call('HSET', key('job'), 'state', 'failed', 'ended', now)
+end
+return 1

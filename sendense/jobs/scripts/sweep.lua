@@ -1,0 +1,35 @@
+-- ARGV: epoch, most attempts, seconds that a sent batch may wait, the same while nothing at all is claimed.
+-- Puts back what lapsed, what is due, and what was sent and never claimed (its message is lost; a second message does
+-- no harm). Returns {batch, owner, batch, owner, ...} of the claims that lapsed.
+if get('state') ~= 'copying' or get('epoch') ~= ARGV[1] then return {} end
+local answer = {}
+for _, batch in ipairs(redis.call('ZRANGEBYSCORE', key('claims'), '-inf', now)) do
+  local owner = owner_of(batch)
+  local attempt = tonumber(redis.call('HGET', key('attempts'), batch))
+  local failure = cjson.encode({
+    batch = tonumber(batch), attempt = attempt, error = 'ClaimLapsed', worker = owner,
+    message = 'batch ' .. batch .. ': its worker ' .. owner .. ' stopped renewing its claim (killed, stopped or cut off)',
+    hint = 'Look at that worker and its machine.'})
+  unclaim(batch)
+  redis.call('RPUSH', key('failures'), failure)
+  if attempt >= tonumber(ARGV[2]) then
+    redis.call('HSET', key('failed'), batch, failure)
+  else
+    redis.call('ZADD', key('todo'), batch, batch)
+    add('retries', 1)
+  end
+  add('stalls', 1)
+  answer[#answer + 1] = batch
+  answer[#answer + 1] = owner
+end
+for _, batch in ipairs(redis.call('ZRANGEBYSCORE', key('later'), '-inf', now)) do
+  redis.call('ZREM', key('later'), batch)
+  redis.call('ZADD', key('todo'), batch, batch)
+end
+local patience = tonumber(ARGV[3])
+if redis.call('ZCARD', key('claims')) == 0 and now - tonumber(get('active') or 0) > tonumber(ARGV[4]) then patience = 0 end
+for _, batch in ipairs(redis.call('ZRANGEBYSCORE', key('sent'), '-inf', now - patience)) do
+  redis.call('ZREM', key('sent'), batch)
+  redis.call('ZADD', key('todo'), batch, batch)
+end
+return answer

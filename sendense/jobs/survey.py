@@ -1,0 +1,68 @@
+"""The survey: what the endpoints of a job are like, whether the target can hold the source, and the plan."""
+
+import time
+
+from sendense.errors import InputError, SendenseError, SourceChanged, TargetReadOnly, TargetTooSmall
+from sendense.jobs.batch import Handles, failure_of
+from sendense.jobs.ledger import Ledger
+from sendense.jobs.plan import plan
+from sendense.models import JobSpec, Survey
+from sendense.nbd.blocks import map_extents
+from sendense.nbd.connect import Connection
+from sendense.settings import Settings
+
+
+def run_survey(ledger: Ledger, handles: Handles, settings: Settings, job: str) -> None:
+    """
+    Open the endpoints, and unless it was done before, map the source and store the plan.
+
+    What is wrong ends the job with its failure recorded.
+
+    The handles stay open for the copy: an export that takes one client may end when that client leaves.
+    """
+    spec = ledger.spec(job)
+    if not spec:
+        return
+    try:
+        _survey(ledger, handles, settings, spec)
+    except SendenseError as exc:
+        handles.drop()
+        failure = failure_of(exc)
+        ledger.fail(job, failure.model_copy(update={"usage": isinstance(exc, InputError)}))
+
+
+def _survey(ledger: Ledger, handles: Handles, settings: Settings, spec: JobSpec) -> None:
+    said = 0.0
+
+    def beat() -> None:
+        nonlocal said
+        if time.monotonic() - said > settings.renew_seconds:
+            said = time.monotonic()
+            ledger.touch(spec.id)
+
+    beat()
+    source = handles.get(spec.id, spec.source, beat)
+    target = handles.get(spec.id, spec.target, beat) if spec.target else None
+    survey = Survey(
+        size=source.info.size,
+        multi_conn=source.info.multi_conn and (target is None or target.info.multi_conn),
+        allocation=source.info.allocation,
+        flush=target is None or target.info.flush,
+    )
+    if target:
+        _check_target(spec, target, survey.size)
+    before = ledger.survey(spec.id)
+    if not before:
+        extents = map_extents(source, 0, survey.size, settings.no_progress_timeout, beat)
+        ledger.write_plan(spec.id, survey, plan(extents, survey.size))
+    elif before.size != survey.size:
+        raise SourceChanged(spec.source, before.size, survey.size)
+    else:
+        ledger.ready(spec.id, survey)
+
+
+def _check_target(spec: JobSpec, target: Connection, size: int) -> None:
+    if target.info.read_only:
+        raise TargetReadOnly(spec.target)
+    if target.info.size < size:
+        raise TargetTooSmall(spec.target, target.info.size, size)

@@ -1,0 +1,116 @@
+"""Child processes that cannot outlive this one, that log into a file, and that are ended within a deadline."""
+
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+# Ends with the parent even when that is killed: the kernel sends SIGKILL. setpriv(1) sets it up before the exec, and
+# the shell then looks whether the parent died in between, so there is no moment without cover.
+_LIFELINE = ("setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", '[ "$PPID" = "$1" ] || exit 1; shift; exec "$@"', "sh")
+
+KILL_SECONDS = 2.0
+"""A killed process is gone at once, unless the kernel has it wait for a disk."""
+
+
+class Child:
+    """One child process in a session of its own, so that Ctrl-C reaches only its parent."""
+
+    def __init__(self, name: str, argv: Sequence[str], log: Path, env: dict[str, str] | None = None) -> None:
+        self.name, self.argv, self.log = name, list(argv), log
+        self._env = {**os.environ, **(env or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+        self.starts = 0
+
+    @property
+    def pid(self) -> int:
+        """Its process id; 0 before it was started."""
+        return self._process.pid if self._process else 0
+
+    def start(self) -> None:
+        """Start it, or start it again."""
+        self.starts += 1
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*_LIFELINE, str(os.getpid()), *self.argv],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._env,
+                start_new_session=True,
+            )
+
+    def is_running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def ask_to_end(self) -> None:
+        """Send SIGTERM, and do not wait."""
+        if self.is_running() and self._process:
+            self._process.terminate()
+
+    def end(self, seconds: float) -> None:
+        """Ask it to end, and kill it with all that it started when it has not after `seconds`."""
+        if self._process is None:
+            return
+        family = self._family()
+        self.ask_to_end()
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        _kill(family)
+
+    def kill(self) -> None:
+        """End it at once, with all that it started."""
+        if self._process is None:
+            return
+        family = self._family()
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        _kill(family)
+
+    def kill_own_child(self, pid: int) -> bool:
+        """End a process if it is a child of this one; False when it is not, or is gone."""
+        for process in self._family():
+            if process.pid == pid:
+                process.kill()
+                return True
+        return False
+
+    def last_words(self, lines: int = 3) -> str:
+        """The end of its log, for an error."""
+        try:
+            text = self.log.read_text(errors="replace")
+        except OSError:
+            return ""
+        return " / ".join(line.strip() for line in text.splitlines()[-lines:] if line.strip())
+
+    def _family(self) -> list[psutil.Process]:
+        try:
+            return psutil.Process(self.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        try:
+            process.kill()  # psutil makes sure that the pid is still the process that it was
+        except psutil.NoSuchProcess:
+            continue
+    deadline = time.monotonic() + KILL_SECONDS
+    while any(map(_lives, processes)) and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Not so when it is a zombie that its new parent has yet to collect: that one holds nothing any more."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,327 @@
+"""One local copy from request to result: prepares, drives and finishes a job on a stack of its own."""
+
+import os
+import shlex
+import time
+import uuid
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from blake3 import blake3
+
+from sendense.errors import InputError, JobFailed
+from sendense.jobs import broker, driver
+from sendense.jobs.ledger import Ledger, Record
+from sendense.jobs.plan import batch_of
+from sendense.local.request import CopyRequest, Target, check_pair, source_of, target_of
+from sendense.local.stack import SITE, Stack
+from sendense.local.state import StateFolder, Unfinished
+from sendense.models import CopySummary, Difference, Failure, JobSpec, Progress, SummaryState, Survey
+from sendense.nbd import images
+from sendense.nbd.serve import serve_source, serve_target
+from sendense.nbd.uri import parse
+from sendense.settings import Settings
+
+LOOK_SECONDS = 0.1
+"""Between two looks at the ledger."""
+
+SURVEY_SILENCE_SECONDS = 20.0
+"""A survey that says nothing for so long is lost with its process: its beat is every two seconds."""
+
+MOST_SURVEYS = 3
+"""Times that a survey is sent before its loss is the copy's failure."""
+
+
+class Watcher(Protocol):
+    """Who is told how it goes."""
+
+    def note(self, text: str) -> None:
+        """Something an operator should know, once."""
+
+    def show(self, phase: str, progress: Progress) -> None:
+        """The job's counters, several times a second."""
+
+
+class LocalCopy:
+    """The copy of one source onto one target. Used once."""
+
+    def __init__(self, request: CopyRequest, settings: Settings, watcher: Watcher) -> None:
+        self._request, self._settings, self._watcher = request, settings, watcher
+        self._source, self._target = source_of(request.source), target_of(request.target)
+        check_pair(self._source, self._target)
+        self._folder = StateFolder(settings.state_dir, self._target.label)
+        self._stack = Stack(self._folder, watcher.note)
+        self._ledger = Ledger(self._stack.client)
+        self._spec = JobSpec(id=uuid.uuid4().hex[:12], kind="copy", site=SITE, name=_name(self._target), source="")
+        self.summary: CopySummary | None = None
+        """How it ended, or how far it came."""
+
+    @property
+    def resume_command(self) -> str:
+        """What goes on with this copy."""
+        return shlex.join(["sendense", "copy", self._request.source, self._request.target, "--resume"])
+
+    def run(self) -> CopySummary:
+        """
+        Copy, and verify if asked.
+
+        Raises InputError before anything is written, JobFailed when it cannot be finished. Whatever ends it, no child
+        is left, and what is stored is not copied again.
+        """
+        self._folder.lock()
+        try:
+            unfinished = self._admit()
+            if unfinished:
+                self._spec = unfinished.spec
+            self._stack.start_redis()
+            self._app = broker.make_app(self._stack.redis_url)
+            self._stack.start_worker()
+            survey = self._open(resumed=unfinished is not None)
+            self._use_processes(survey)
+            self._drive(self._spec)
+            records = self._ledger.records(self._spec.id)
+            differences = self._verify(records, survey) if self._request.verify else []
+            summary = self._summarize("different" if differences else "succeeded", records, differences)
+            if not differences:
+                self._deliver()
+            return summary
+        except BaseException as exc:
+            self._summarize_end(exc)
+            raise
+        finally:
+            self._stack.close()
+            if not self._folder.is_unfinished:
+                self._folder.remove()
+
+    def _admit(self) -> Unfinished | None:
+        """The unfinished copy to go on with, or None for a new one; InputError for what would lose something."""
+        request, target = self._request, self._target
+        if request.force:
+            self._folder.clear()
+            if target.path.name:
+                target.partial.unlink(missing_ok=True)
+            return None
+        unfinished = self._folder.load()
+        if unfinished:
+            self._check_resume(unfinished)
+            return unfinished
+        if request.resume:
+            raise InputError(f"there is no unfinished copy onto {target.label}", "Run the command without --resume.")
+        self._folder.clear()
+        for path in (target.path, target.partial) if target.path.name else ():
+            if path.exists():
+                raise InputError(f"{path}: exists", "Name another target, or give --force to replace it.")
+        return None
+
+    def _check_resume(self, unfinished: Unfinished) -> None:
+        start_over = "Start over with --force."
+        if unfinished.source != self._source.label:
+            raise InputError(
+                f"an unfinished copy of {unfinished.source} onto {self._target.label} is there",
+                "Finish that one first (--resume with that source), or start over with this one: --force",
+            )
+        if not self._request.resume:
+            raise InputError(
+                f"an unfinished copy of {unfinished.source} onto {self._target.label} is there",
+                f"Go on with it: {self.resume_command}   (or start over: --force)",
+            )
+        if unfinished.fingerprint != self._source.fingerprint:
+            raise InputError(f"{self._source.label}: was written to since the copy began", start_over)
+
+    def _open(self, *, resumed: bool) -> Survey:
+        """Have the endpoints served and surveyed, and a new target made; from here on the copy can be resumed."""
+        source, target = self._source, self._target
+        update: dict[str, object] = {"source": source.uri, "target": target.uri}
+        if source.image:
+            update["source"] = self._stack.serve("source", partial(serve_source, source.image))
+        if resumed and not target.uri:
+            update["target"] = self._serve_target()
+        elif not resumed:
+            update["target_is_zero"] = self._request.target_is_zero or not target.uri
+        self._spec = self._spec.model_copy(update=update)
+        self._ledger.prepare(self._spec)
+        survey = self._survey()
+        if not resumed:
+            self._folder.save(self._unfinished())
+        if not self._spec.target:
+            images.create(target.partial, target.format, survey.size)
+            self._spec = self._spec.model_copy(update={"target": self._serve_target()})
+        return survey
+
+    def _unfinished(self) -> Unfinished:
+        return Unfinished(spec=self._spec, source=self._source.label, fingerprint=self._source.fingerprint)
+
+    def _serve_target(self) -> str:
+        target = self._target
+        if not target.partial.exists():
+            raise InputError(f"{target.partial}: is gone, and with it what was copied", "Start over with --force.")
+
+        def repair() -> None:
+            if target.format == "qcow2":
+                images.repair_leaks(target.partial)
+
+        return self._stack.serve("target", partial(serve_target, target.partial, target.format), repair)
+
+    def _survey(self) -> Survey:
+        """Have a worker look at the endpoints; its handles stay open for the copy."""
+        job, tries = self._spec.id, 0
+        beats, heard = -1, 0.0
+        while True:
+            now = time.monotonic()
+            try:
+                self._stack.supervise()
+                state, beat = self._ledger.state(job), self._ledger.beats(job)
+                if beat != beats:
+                    beats, heard = beat, now
+                if not tries or now - heard > SURVEY_SILENCE_SECONDS:
+                    self._send_survey(tries)
+                    tries, heard = tries + 1, now
+            except broker.Unavailable:
+                self._stack.restart_redis()
+                continue
+            survey = self._ledger.survey(job) if state == "ready" else None
+            if survey:
+                return survey
+            if state == "failed":
+                raise self._error(self._ledger.failures(job)[-1:])
+            time.sleep(LOOK_SECONDS / 5)
+
+    def _send_survey(self, tries: int) -> None:
+        if tries >= MOST_SURVEYS:
+            raise JobFailed(f"the survey of {self._source.label} was lost {tries} times", "Look at the worker's log.")
+        if tries:
+            self._stack.restart_worker()
+        broker.send_survey(self._app, self._spec)
+
+    def _use_processes(self, survey: Survey) -> None:
+        if survey.multi_conn:
+            self._stack.grow(self._app, self._request.workers)
+        else:
+            self._watcher.note("source or target takes one client only (no multi-conn): copying over one connection")
+        if not survey.flush:
+            self._watcher.note("the target cannot flush: whether its writes survive a power cut is its own affair")
+
+    def _drive(self, spec: JobSpec) -> None:
+        """Have the job's batches copied; supervises the stack meanwhile."""
+        job, seen, ticked = spec.id, len(self._ledger.failures(spec.id)), 0.0
+        epoch, window = self._ledger.begin(spec), driver.WINDOW_PER_PROCESS * self._stack.processes
+        total = self._need(self._ledger.progress(job)).batches
+        dispatch = broker.chord_dispatch(self._app, spec, total, window)
+        while True:
+            try:
+                self._stack.supervise()
+                if time.monotonic() - ticked > self._settings.tick_seconds:
+                    ticked = time.monotonic()
+                    for _, owner in driver.tick(self._ledger, job, epoch, window, dispatch)[1]:
+                        self._stack.claim_lapsed(owner)
+                for failure in self._ledger.failures(job, seen):
+                    seen += 1
+                    self._watcher.note(failure.message)
+                    if failure.stalled:
+                        self._stack.server_stalled(failure.uri)
+                progress = self._need(self._ledger.progress(job))
+            except broker.Unavailable:
+                self._stack.restart_redis()
+                continue
+            self._watcher.show("verifying" if spec.of else "copying", progress)
+            if progress.state == "copied":
+                return
+            if progress.state != "copying":
+                raise self._error(self._ledger.given_up(job) or self._ledger.failures(job)[-1:])
+            time.sleep(LOOK_SECONDS)
+
+    def _need(self, progress: Progress | None) -> Progress:
+        if not progress:
+            raise JobFailed("the ledger of this copy is lost", "Start over with --force.")
+        return progress
+
+    def _error(self, failures: list[Failure]) -> InputError | JobFailed:
+        """The job's failures as one error: the first, and how many more."""
+        if not failures:
+            return JobFailed("the copy ended without saying why", f"Logs: {self._folder.path}")
+        first = failures[0]
+        if first.usage:
+            return InputError(first.message, first.hint)
+        more = f" (and {len(failures) - 1} more batches)" if len(failures) > 1 else ""
+        resume = f" Then go on: {self.resume_command}" if self._folder.is_unfinished else ""
+        return JobFailed(first.message + more, first.hint + resume)
+
+    def _verify(self, records: list[Record], survey: Survey) -> list[Difference]:
+        """Read the target back; batches whose digest differs are to do again when the copy is resumed."""
+        copied = self._spec
+        spec = copied.model_copy(
+            update={
+                "id": f"{copied.id}-verify",
+                "kind": "verify",
+                "source": copied.target,
+                "target": "",
+                "of": copied.id,
+            }
+        )
+        self._ledger.delete(spec.id)
+        self._ledger.prepare(spec)
+        self._ledger.write_plan(spec.id, survey, (batch_of(record.extents) for record in records))
+        self._drive(spec)
+        found = {record.batch: record.digest for record in self._ledger.records(spec.id)}
+        wrong = [record for number, record in enumerate(records) if found.get(number) != record.digest]
+        self._ledger.reopen(copied.id, wrong)
+        return [
+            Difference(offset=record.extents[0].offset, length=record.extents[-1].end - record.extents[0].offset)
+            for record in wrong
+        ]
+
+    def _deliver(self) -> None:
+        """Make the target what it was asked for: closed by its server, durable, under its own name."""
+        self._stack.end_worker()
+        if not self._target.uri:
+            self._stack.end_server(self._spec.target)
+            _sync(self._target.partial)
+            self._target.partial.replace(self._target.path)
+            _sync(self._target.path.parent)
+        self._folder.finish()
+
+    def _summarize(
+        self, state: SummaryState, records: list[Record], differences: list[Difference], error: str = ""
+    ) -> CopySummary:
+        progress = self._need(self._ledger.progress(self._spec.id))
+        self.summary = CopySummary(
+            job=self._spec.id,
+            state=state,
+            size=progress.size,
+            data=progress.data,
+            zero=progress.zero,
+            copied=progress.copied,
+            already_done=progress.already_done,
+            batches=progress.batches,
+            retries=progress.retries,
+            stalls=progress.stalls,
+            seconds=round(self._ledger.seconds(self._spec.id), 3),
+            digest=blake3(b"".join(record.digest for record in records)).hexdigest(),
+            verified=self._request.verify and state == "succeeded",
+            differences=differences,
+            error=error,
+        )
+        return self.summary
+
+    def _summarize_end(self, exc: BaseException) -> None:
+        """How far it came, as far as that can still be found out."""
+        interrupted = isinstance(exc, KeyboardInterrupt)
+        try:
+            if interrupted and self._ledger.state(self._spec.id) == "copying":
+                self._ledger.stop(self._spec.id)
+            self._summarize("interrupted" if interrupted else "failed", [], [], "" if interrupted else str(exc))
+        except (*broker.Unavailable, JobFailed):
+            self.summary = None
+
+
+def _name(target: Target) -> str:
+    return target.path.name or parse(target.uri).export or target.label
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

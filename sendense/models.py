@@ -1,0 +1,120 @@
+"""What jobs are made of, as they are stored in the ledger and shown to programs."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+JobState = Literal["preparing", "ready", "copying", "copied", "failed", "stopped"]
+"""ready: surveyed and planned. copied: every batch is recorded. stopped: interrupted, may be resumed."""
+
+SummaryState = Literal["succeeded", "failed", "interrupted", "different"]
+"""different: copied, but what was read back is not what was written."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class JobSpec(_Frozen):
+    """What a job was asked to do. Stored as it was submitted; `target` follows once its server is up."""
+
+    id: str
+    kind: Literal["copy", "verify"]
+    site: str = "local"
+    name: str
+    """How operators know the job: the target's file name, say."""
+    source: str
+    """NBD URI that is read: the disk to copy, or the stored image to verify."""
+    target: str = ""
+    """NBD URI that is written; empty for verify, and until the target's server is up."""
+    target_is_zero: bool = False
+    """The target is known to read as zeroes, so zeroes are skipped."""
+    of: str = ""
+    """verify: the job whose digests the source is compared with."""
+
+
+class Survey(_Frozen):
+    """What was found out about a job's endpoints. Sizes in bytes."""
+
+    size: int
+    multi_conn: bool
+    """Every endpoint takes several connections; otherwise the job works through one."""
+    allocation: bool
+    """The source says which parts of it are zero."""
+    flush: bool
+    """The target can be told to make its writes durable."""
+
+
+class Failure(_Frozen):
+    """One failed attempt, as it is kept in the ledger."""
+
+    batch: int | None = None
+    attempt: int = 1
+    error: str
+    """Name of the error's class."""
+    message: str
+    hint: str = ""
+    uri: str = ""
+    """The endpoint that the error is about, where it is about one."""
+    stalled: bool = False
+    usage: bool = False
+    """The request was wrong: trying again without changing it is pointless."""
+    worker: str = ""
+
+
+class Activity(_Frozen):
+    """A batch under way: who copies it and how far it is, in bytes."""
+
+    batch: int
+    worker: str
+    done: int
+
+
+class Progress(_Frozen):
+    """A job's counters at one moment. Bytes; `copied` counts what this run moved, twice-moved bytes included."""
+
+    state: JobState
+    size: int = 0
+    data: int = 0
+    zero: int = 0
+    done: int = 0
+    already_done: int = 0
+    copied: int = 0
+    batches: int = 0
+    batches_done: int = 0
+    failed: int = 0
+    retries: int = 0
+    stalls: int = 0
+    active: list[Activity] = Field(default_factory=list)
+
+
+class Difference(_Frozen):
+    """A range of the disk whose stored content is not what was copied."""
+
+    offset: int
+    length: int
+
+
+class CopySummary(_Frozen):
+    """What `sendense copy --json` prints."""
+
+    job: str
+    state: SummaryState
+    size: int
+    data: int
+    zero: int
+    copied: int
+    already_done: int
+    batches: int
+    retries: int
+    stalls: int
+    seconds: float
+    digest: str
+    verified: bool = False
+    differences: list[Difference] = Field(default_factory=list)
+    error: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Only what says something: the optional fields are left out when empty."""
+        optional = {"verified", "differences", "error"}
+        return {key: value for key, value in self.model_dump().items() if value or key not in optional}

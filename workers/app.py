@@ -1,0 +1,40 @@
+"""
+The Celery application that `celery -A workers.app` runs.
+
+SENDENSE_REDIS is the URL of Redis, SENDENSE_WORKER the name under which this worker announces itself.
+"""
+
+import logging
+import os
+
+from celery.signals import heartbeat_sent, setup_logging, worker_ready
+
+from sendense.jobs.broker import make_app
+from sendense.jobs.ledger import LedgerUnavailable, connect
+from sendense.jobs.presence import announce
+
+REDIS_URL = os.environ["SENDENSE_REDIS"]
+WORKER = os.environ["SENDENSE_WORKER"]
+
+app = make_app(REDIS_URL)
+app.set_current()
+app.conf.imports = ("workers.tasks",)
+
+log = logging.getLogger(__name__)
+_redis = connect(REDIS_URL)
+
+
+@setup_logging.connect
+def _log_plainly(**_: object) -> None:
+    """To stderr, which whoever started the worker keeps."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s")
+
+
+@worker_ready.connect
+@heartbeat_sent.connect
+def _say_present(**_: object) -> None:
+    """From the main process's own loop, so that a stopped worker is missed."""
+    try:
+        announce(_redis, WORKER)
+    except LedgerUnavailable as exc:
+        log.warning("could not announce this worker: %s", exc, extra={"action": "announce"})
