@@ -10,6 +10,7 @@ Every error that Sendense raises on purpose.
     ├── RequestError          one NBD request failed: says which bytes
     │   ├── ReadFailed, ReadStalled
     │   └── WriteFailed, WriteStalled, TargetFull
+    ├── InternalError         a fault of our own
     ├── ClaimLost             the ledger gave this batch to somebody else, or stopped the job
     └── JobFailed             a job ended without its data stored
 
@@ -43,6 +44,19 @@ class InputError(SendenseError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class InternalError(SendenseError):
+    """A fault of Sendense itself, or of a library under it."""
+
+    hint = "Run the command again with --debug, and report what it prints."
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return f"internal error: {type(self.cause).__name__}: {self.cause}"
 
 
 class JobFailed(SendenseError):

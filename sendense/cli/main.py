@@ -9,7 +9,7 @@ import typer
 from sendense import __version__
 from sendense.cli.copy import copy
 from sendense.cli.doctor import doctor
-from sendense.errors import InputError, SendenseError
+from sendense.errors import InputError, InternalError, SendenseError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -54,6 +54,11 @@ def main() -> None:
             traceback.print_exc()
         fail(exc)
         sys.exit(EXIT_USAGE if isinstance(exc, InputError) else EXIT_FAILED)
+    except Exception as exc:
+        if debug:
+            traceback.print_exc()
+        fail(InternalError(exc))
+        sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
 

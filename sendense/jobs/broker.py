@@ -1,8 +1,10 @@
 """Celery: the application's settings, and how a window of batches becomes a chord. Tasks are named, never imported."""
 
 from functools import lru_cache
+from typing import Any
 
 from celery import Celery, chord
+from celery.backends.redis import RedisBackend
 from kombu.exceptions import OperationalError
 
 from sendense.jobs.driver import Dispatch
@@ -26,12 +28,26 @@ def site_queue(site: str) -> str:
     return f"site.{site}"
 
 
+class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery has no types
+    """
+    Counts a chord's parts, and lets nobody wait for results: the ledger has them.
+
+    Whoever sends a chord would otherwise subscribe to each of its parts, and keep them for ever (celery 5.7).
+    """
+
+    def add_pending_result(self, result: Any, weak: bool = False, start_drainer: bool = True) -> Any:
+        """Nothing is pending."""
+        return result
+
+
 @lru_cache
 def make_app(redis_url: str) -> Celery:
     """The Celery application on the Redis at `redis_url`."""
     settings = Settings()
-    redis_url = redis_url.replace("unix://", "redis+socket://", 1)  # kombu's name for it
-    app = Celery("sendense", broker=redis_url, backend=redis_url, set_as_current=False)
+    address = redis_url.replace("unix://", "socket://", 1)  # Celery's name for it
+    broker = f"redis+{address}" if address.startswith("socket://") else address
+    backend = f"{ResultBackend.__module__}:{ResultBackend.__name__}+{address}"
+    app = Celery("sendense", broker=broker, backend=backend, set_as_current=False)
     app.conf.update(
         accept_content=["json"],
         result_accept_content=["json"],

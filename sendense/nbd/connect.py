@@ -343,8 +343,10 @@ class Handshake:
         uri, state = self.endpoint.uri, self._state()
         # libnbd has no error number for a closed socket or a wrong magic: only its text tells the two apart.
         closed = "disconnected" in exc.string or exc.errnum in (errno.ECONNRESET, errno.EPIPE)
-        if self.stage == "connect" and closed:
-            self._enter("greeting")
+        if self.stage == "connect" and (closed or "handshake:" in exc.string):
+            self._enter("greeting")  # it came within the same call
+        if self.stage == "greeting" and "send:" in exc.string:
+            self._enter("negotiation")  # the client answers a greeting, and says nothing before
         if self.stage == "connect":
             if exc.errnum == errno.EAGAIN:  # how Linux refuses a Unix socket whose queue is full
                 return NoGreeting(uri, f"{self.endpoint.address}: as many clients as fit are waiting already", state)

@@ -32,7 +32,7 @@ OK, FAILED, STALLED, SKIPPED = "ok", "failed", "stalled", "skipped"
 _FIXES = {
     "ok": "Nothing to do.",
     "empty": "The export has 0 bytes: check the export name in the URI, and the image that the server opened.",
-    "single-client": "Use one connection only, or let the server take more clients (qemu-nbd --shared=N).",
+    "single-client": "Use one connection only, or let the server take more clients (qemu-nbd --persistent --shared=N).",
     "read-stalled": "The server talks, but its storage does not answer: check the disk behind it, then restart it.",
     "read-error": "Look at the server's log, and at the disk or image behind it.",
     "write-stalled": "Reads work, writes hang: check the storage behind the server, then restart the server.",
