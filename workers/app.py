@@ -6,10 +6,12 @@ SENDENSE_REDIS is the URL of Redis, SENDENSE_WORKER the name under which this wo
 
 import logging
 import os
+from typing import Any
 
 from celery.signals import heartbeat_sent, setup_logging, worker_ready
+from celery.worker.control import control_command
 
-from sendense.jobs.broker import make_app
+from sendense.jobs.broker import FILL_POOL, make_app
 from sendense.jobs.ledger import LedgerUnavailable, connect
 from sendense.jobs.presence import announce
 
@@ -28,6 +30,12 @@ _redis = connect(REDIS_URL)
 def _log_plainly(**_: object) -> None:
     """To stderr, which whoever started the worker keeps."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s")
+
+
+@control_command(name=FILL_POOL)
+def _fill_pool(state: Any) -> None:
+    """Start at once the processes that `pool_grow` allowed: Celery's own timer takes up to five seconds to."""
+    state.consumer.pool.maintain_pool()
 
 
 @worker_ready.connect

@@ -56,7 +56,7 @@ def run_batch(ledger: Ledger, handles: Handles, settings: Settings, job: str, ba
             handles.drop()
             raise _diagnosed(exc, keeper) from exc
     except ClaimLost:
-        log.warning("gave a batch up", extra={"action": "claim_lost", "job_id": job, "batch": batch})
+        ledger.abandon(claim, keeper.copied)
         return "claim lost"
     except SendenseError as exc:
         return _give_back(ledger, claim, exc, keeper.copied)

@@ -17,6 +17,9 @@ COPY_EXTENTS = "sendense.copy_extents"
 SETTLE = "sendense.settle"
 SETTLE_AFTER_LOSS = "sendense.settle_after_loss"
 
+FILL_POOL = "fill_pool"
+"""Remote control command of the project's own worker."""
+
 HUB_QUEUE = "hub"
 
 Unavailable = (*LedgerUnavailable, OperationalError)
@@ -73,6 +76,12 @@ def make_app(redis_url: str) -> Celery:
         worker_send_task_events=True,
     )
     return app
+
+
+def grow_pool(app: Celery, processes: int) -> None:
+    """Have the workers that listen start so many more processes."""
+    app.control.pool_grow(processes)
+    app.control.broadcast(FILL_POOL)
 
 
 def send_survey(app: Celery, spec: JobSpec) -> None:

@@ -184,6 +184,10 @@ class Ledger:
         stalled, ends = int(failure.stalled), int(end_job)
         return bool(self._run("release", claim.job, claim.batch, claim.owner, text, copied, wait, stalled, ends))
 
+    def abandon(self, claim: Claim, copied: int) -> bool:
+        """Give a claim back that its job's stop, or the loss of the claim itself, made useless."""
+        return bool(self._run("abandon", claim.job, claim.batch, claim.owner, copied))
+
     def sweep(self, job: str, epoch: int, attempts: int, patience: float, idle: float) -> list[tuple[int, str]]:
         """Put back lapsed claims, due retries and lost messages; returns the lapsed claims' batches and owners."""
         answer = cast(list[bytes], self._run("sweep", job, epoch, attempts, patience, idle))
@@ -248,7 +252,7 @@ class Ledger:
     def _scripts(self) -> dict[str, Script]:
         folder = resources.files("sendense.jobs") / "scripts"
         prelude = (folder / "prelude.lua").read_text()
-        names = ("begin", "take", "claim", "renew", "record", "release", "sweep")
+        names = ("begin", "take", "claim", "renew", "record", "release", "abandon", "sweep")
         return {name: self._redis.register_script(prelude + (folder / f"{name}.lua").read_text()) for name in names}
 
 

@@ -32,6 +32,9 @@ SURVEY_SILENCE_SECONDS = 20.0
 MOST_SURVEYS = 3
 """Times that a survey is sent before its loss is the copy's failure."""
 
+STOP_SECONDS = 0.5
+"""Beyond the tasks' next renewal, until they are killed: within the five seconds of Ctrl-C."""
+
 
 class Watcher(Protocol):
     """Who is told how it goes."""
@@ -219,7 +222,7 @@ class LocalCopy:
                     seen += 1
                     self._watcher.note(failure.message)
                     if failure.stalled:
-                        self._stack.server_stalled(failure.uri)
+                        self._stack.look_at_server(failure.uri)
                 progress = self._need(self._ledger.progress(job))
             except broker.Unavailable:
                 self._stack.restart_redis()
@@ -308,11 +311,20 @@ class LocalCopy:
         """How far it came, as far as that can still be found out."""
         interrupted = isinstance(exc, KeyboardInterrupt)
         try:
-            if interrupted and self._ledger.state(self._spec.id) == "copying":
-                self._ledger.stop(self._spec.id)
+            if interrupted:
+                self._stop()
             self._summarize("interrupted" if interrupted else "failed", [], [], "" if interrupted else str(exc))
         except (*broker.Unavailable, JobFailed):
             self.summary = None
+
+    def _stop(self) -> None:
+        """Have the tasks give their batches back, and close their connections in good order."""
+        if self._ledger.state(self._spec.id) != "copying":
+            return
+        self._ledger.stop(self._spec.id)
+        deadline = time.monotonic() + self._settings.renew_seconds + STOP_SECONDS
+        while self._need(self._ledger.progress(self._spec.id)).active and time.monotonic() < deadline:
+            time.sleep(LOOK_SECONDS)
 
 
 def _name(target: Target) -> str:

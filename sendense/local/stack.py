@@ -10,7 +10,7 @@ from celery import Celery
 
 from sendense.errors import EndpointError, JobFailed
 from sendense.jobs import presence
-from sendense.jobs.broker import HUB_QUEUE, site_queue
+from sendense.jobs.broker import HUB_QUEUE, grow_pool, site_queue
 from sendense.jobs.ledger import LedgerUnavailable, connect
 from sendense.local.child import Child
 from sendense.local.state import StateFolder
@@ -63,7 +63,7 @@ class Stack:
     def grow(self, app: Celery, processes: int) -> None:
         """Have the worker take on more processes; the one that is there keeps its handles."""
         if processes > self.processes:
-            app.control.pool_grow(processes - self.processes)
+            grow_pool(app, processes - self.processes)
         self.processes = processes
 
     def serve(
@@ -119,11 +119,13 @@ class Stack:
         self._redis.kill()
         self._restart(self._redis, self.start_redis)
 
-    def server_stalled(self, uri: str) -> None:
-        """Kill a server of this stack that stopped answering; `supervise` starts it again. Others' are left alone."""
-        if uri in self._servers:
-            child, _ = self._servers[uri]
-            self._note(f"the {child.name} server stopped answering: killing it and starting it again")
+    def look_at_server(self, uri: str) -> None:
+        """Kill a server of this stack that does not answer; `supervise` starts it again. Others' are left alone."""
+        if uri not in self._servers:
+            return
+        child, _ = self._servers[uri]
+        if child.is_running() and not _answers(uri):
+            self._note(f"the {child.name} server stopped answering: killing it")
             child.kill()
 
     def claim_lapsed(self, owner: str) -> None:
