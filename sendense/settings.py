@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from sendense.retry import BASE_DELAY_SECONDS
 from sendense.units import MiB
 
 
@@ -36,6 +37,9 @@ class Settings(BaseSettings):
 
     tick_seconds: float = Field(default=2.0, gt=0)
     """Seconds between two sweeps of the ledger for lapsed claims and lost messages."""
+
+    retry_seconds: float = Field(default=BASE_DELAY_SECONDS, gt=0)
+    """Seconds before a failed batch is tried again, doubled with each attempt: six attempts last over a minute."""
 
     task_time_limit: float = Field(default=1800.0, gt=0)
     """Seconds until Celery kills a process that Python cannot wake: 128 MiB at 75 kB/s."""

@@ -9,13 +9,12 @@ _SUFFIXES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 def show_bytes(count: float) -> str:
     """Three significant digits and a binary suffix: 1536 is '1.50 KiB'; bytes are shown whole."""
-    for suffix in _SUFFIXES:
-        if abs(count) < 1000 or suffix == _SUFFIXES[-1]:
-            break
+    power = 0
+    while abs(count) >= 999.5 and power < len(_SUFFIXES) - 1:
         count /= 1024
-    if suffix == "B" or abs(count) >= 100:
-        return f"{count:.0f} {suffix}"
-    return f"{count:.2f} {suffix}" if abs(count) < 10 else f"{count:.1f} {suffix}"
+        power += 1
+    digits = 0 if not power or abs(count) >= 99.95 else 1 if abs(count) >= 9.995 else 2
+    return f"{count:.{digits}f} {_SUFFIXES[power]}"
 
 
 def show_seconds(seconds: float) -> str:

@@ -112,7 +112,8 @@ class LiveWatcher(Watcher):
         for activity in progress.active:
             worker = activity.worker.split("/")[1]
             table.add_row(f"  process {worker}", f"batch {activity.batch + 1}", show_bytes(activity.done))
-        bar = ProgressBar(total=max(1, progress.data), completed=_moved(progress), width=40)
+        bar = Table.grid()  # which ends the line behind it
+        bar.add_row(ProgressBar(total=max(1, progress.data), completed=_moved(progress), width=60))
         self._live.update(Group(Text(f"{phase}: {_counts(progress, self._rate(progress))}"), bar, table), refresh=True)
 
 

@@ -59,8 +59,8 @@ def run_batch(ledger: Ledger, handles: Handles, settings: Settings, job: str, ba
         ledger.abandon(claim, keeper.copied)
         return "claim lost"
     except SendenseError as exc:
-        return _give_back(ledger, claim, exc, keeper.copied)
-    return _record(ledger, spec, claim, outcome)
+        return _give_back(ledger, settings, claim, exc, keeper.copied)
+    return _record(ledger, settings, spec, claim, outcome)
 
 
 def _transfer(handles: Handles, settings: Settings, spec: JobSpec, claim: Claim, keeper: ClaimKeeper) -> Outcome:
@@ -86,11 +86,10 @@ def _to_verify(stored: Connection, extents: list[Extent], timeout: float, beat: 
     return found
 
 
-def _record(ledger: Ledger, spec: JobSpec, claim: Claim, outcome: Outcome) -> str:
-    rest = _rest(spec, claim, outcome) if outcome.failed else None
+def _record(ledger: Ledger, settings: Settings, spec: JobSpec, claim: Claim, outcome: Outcome) -> str:
+    rest = _rest(settings, spec, claim, outcome) if outcome.failed else None
     if rest and not rest.stored.packed:
-        assert rest.failure
-        return _give_back(ledger, claim, _read_error(spec, outcome), outcome.copied)
+        return _give_back(ledger, settings, claim, _read_error(spec, outcome), outcome.copied)
     data = rest.stored.data if rest else batch_of(claim.extents).data
     ours = ledger.record(claim, outcome.digest, outcome.copied, data, outcome.retries, rest)
     if not ours:
@@ -98,7 +97,7 @@ def _record(ledger: Ledger, spec: JobSpec, claim: Claim, outcome: Outcome) -> st
     return "recorded, but for what could not be read" if rest else "recorded"
 
 
-def _rest(spec: JobSpec, claim: Claim, outcome: Outcome) -> Rest:
+def _rest(settings: Settings, spec: JobSpec, claim: Claim, outcome: Outcome) -> Rest:
     """Split the batch into what is stored and what could not be read."""
     bad = sorted(extent for extent, _ in outcome.failed)
     stored, left = [], []
@@ -113,7 +112,7 @@ def _rest(spec: JobSpec, claim: Claim, outcome: Outcome) -> Rest:
         if at < extent.end:
             stored.append(Extent(at, extent.end - at, extent.zero))
     error = _read_error(spec, outcome)
-    delay = delay_before_next(claim.attempt, error)
+    delay = delay_before_next(claim.attempt, error, settings.retry_seconds)
     return Rest(batch_of(stored), batch_of(left), _failure(claim, error), delay)
 
 
@@ -123,8 +122,8 @@ def _read_error(spec: JobSpec, outcome: Outcome) -> ReadFailed:
     return ReadFailed(spec.source, extent.offset, extent.length, reason + more)
 
 
-def _give_back(ledger: Ledger, claim: Claim, exc: SendenseError, copied: int) -> str:
-    delay = delay_before_next(claim.attempt, exc)
+def _give_back(ledger: Ledger, settings: Settings, claim: Claim, exc: SendenseError, copied: int) -> str:
+    delay = delay_before_next(claim.attempt, exc, settings.retry_seconds)
     end_job = delay is None and not exc.spares_job
     log.warning(
         "a batch failed", extra={"action": "batch_failed", "job_id": claim.job, "batch": claim.batch, "error": str(exc)}

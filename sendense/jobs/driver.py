@@ -22,6 +22,9 @@ SENT_PATIENCE_SECONDS = 120.0
 IDLE_PATIENCE_SECONDS = 4.0
 """The same, while not a single batch is claimed: then the messages are lost, or there is no worker."""
 
+LAPSE_GRACE_SECONDS = 1.0
+"""A batch whose claim lapsed rests for so long: its owner is killed, or finds the claim gone, before another writes."""
+
 Dispatch = Callable[[str, list[int], int], None]
 """Sends one window: job, batches, epoch."""
 
@@ -38,6 +41,10 @@ def advance(ledger: Ledger, job: str, epoch: int, window: int, dispatch: Dispatc
 def tick(
     ledger: Ledger, job: str, epoch: int, window: int, dispatch: Dispatch
 ) -> tuple[JobState | None, list[tuple[int, str]]]:
-    """Put back what was lost, then advance; returns the state and the lapsed claims (batch, owner)."""
-    lapsed = ledger.sweep(job, epoch, MAX_ATTEMPTS, SENT_PATIENCE_SECONDS, IDLE_PATIENCE_SECONDS)
+    """
+    Put back what was lost, then advance.
+
+    Returns the job's state and the claims that lapsed (batch, owner): who supervises those owners kills them now.
+    """
+    lapsed = ledger.sweep(job, epoch, MAX_ATTEMPTS, SENT_PATIENCE_SECONDS, IDLE_PATIENCE_SECONDS, LAPSE_GRACE_SECONDS)
     return advance(ledger, job, epoch, window, dispatch), lapsed

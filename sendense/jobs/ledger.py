@@ -98,14 +98,10 @@ class Ledger:
 
     def reopen(self, job: str, records: Iterable["Record"]) -> None:
         """What is stored of these batches is wrong: they are to do again, in the job's next run."""
-        with self._redis.pipeline() as pipe:
-            for record in records:
-                pipe.hdel(_key(job, "done"), str(record.batch))
-                pipe.hdel(_key(job, "writers"), str(record.batch))
-                pipe.zadd(_key(job, "todo"), {str(record.batch): record.batch})
-                pipe.hincrby(_key(job, "job"), "done", -record.data)
-                pipe.hincrby(_key(job, "job"), "batches_done", -1)
-            pipe.execute()
+        values: list[str | int] = []
+        for record in records:
+            values += [record.batch, record.data]
+        self._run("reopen", job, *values)
 
     def spec(self, job: str) -> JobSpec | None:
         """What the job was asked to do."""
@@ -124,6 +120,7 @@ class Ledger:
 
     def write_plan(self, job: str, survey: Survey, batches: Iterable[Batch]) -> None:
         """Store survey and plan, and then, with the last write, the state `ready`."""
+        self._redis.delete(_key(job, "plan"), _key(job, "todo"))  # of a survey that was lost half-way
         number = data = zero = 0
         iterator = iter(batches)
         while chunk := list(islice(iterator, PLAN_CHUNK)):
@@ -188,9 +185,11 @@ class Ledger:
         """Give a claim back that its job's stop, or the loss of the claim itself, made useless."""
         return bool(self._run("abandon", claim.job, claim.batch, claim.owner, copied))
 
-    def sweep(self, job: str, epoch: int, attempts: int, patience: float, idle: float) -> list[tuple[int, str]]:
+    def sweep(
+        self, job: str, epoch: int, attempts: int, patience: float, idle: float, grace: float
+    ) -> list[tuple[int, str]]:
         """Put back lapsed claims, due retries and lost messages; returns the lapsed claims' batches and owners."""
-        answer = cast(list[bytes], self._run("sweep", job, epoch, attempts, patience, idle))
+        answer = cast(list[bytes], self._run("sweep", job, epoch, attempts, patience, idle, grace))
         return [(int(batch), owner.decode()) for batch, owner in zip(answer[::2], answer[1::2], strict=True)]
 
     def progress(self, job: str) -> Progress | None:
@@ -252,7 +251,7 @@ class Ledger:
     def _scripts(self) -> dict[str, Script]:
         folder = resources.files("sendense.jobs") / "scripts"
         prelude = (folder / "prelude.lua").read_text()
-        names = ("begin", "take", "claim", "renew", "record", "release", "abandon", "sweep")
+        names = ("begin", "take", "claim", "renew", "record", "release", "abandon", "sweep", "reopen")
         return {name: self._redis.register_script(prelude + (folder / f"{name}.lua").read_text()) for name in names}
 
 

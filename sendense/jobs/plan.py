@@ -42,7 +42,7 @@ def plan(extents: Iterable[Extent], size: int) -> Iterator[Batch]:
         if current and full:
             yield Batch(pack(current), data, zero)
             current, data, zero = [], 0, 0
-        if extent.zero and current and current[-1].zero:
+        if extent.zero and current and current[-1].zero and current[-1].end == extent.offset:
             last = current.pop()
             extent = Extent(last.offset, last.length + length, True)
         current.append(extent)

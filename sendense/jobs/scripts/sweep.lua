@@ -1,4 +1,5 @@
--- ARGV: epoch, most attempts, seconds that a sent batch may wait, the same while nothing at all is claimed.
+-- ARGV: epoch, most attempts, seconds that a sent batch may wait, the same while nothing at all is claimed, seconds
+-- until a batch whose claim lapsed is sent again: its former owner is killed meanwhile, so that no two ever write it.
 -- Puts back what lapsed, what is due, and what was sent and never claimed (its message is lost; a second message does
 -- no harm). Returns {batch, owner, batch, owner, ...} of the claims that lapsed.
 if get('state') ~= 'copying' or get('epoch') ~= ARGV[1] then return {} end
@@ -15,7 +16,7 @@ for _, batch in ipairs(redis.call('ZRANGEBYSCORE', key('claims'), '-inf', now)) 
   if attempt >= tonumber(ARGV[2]) then
     redis.call('HSET', key('failed'), batch, failure)
   else
-    redis.call('ZADD', key('todo'), batch, batch)
+    redis.call('ZADD', key('later'), now + tonumber(ARGV[5]), batch)
     add('retries', 1)
   end
   add('stalls', 1)
