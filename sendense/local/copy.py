@@ -220,7 +220,7 @@ class LocalCopy:
                         self._stack.claim_lapsed(owner)
                 for failure in self._ledger.failures(job, seen):
                     seen += 1
-                    self._watcher.note(failure.message)
+                    self._watcher.note(self._plain(failure.message))
                     if failure.stalled:
                         self._stack.look_at_server(failure.uri)
                 progress = self._need(self._ledger.progress(job))
@@ -243,12 +243,18 @@ class LocalCopy:
         """The job's failures as one error: the first, and how many more."""
         if not failures:
             return JobFailed("the copy ended without saying why", f"Logs: {self._folder.path}")
-        first = failures[0]
+        first, message = failures[0], self._plain(failures[0].message)
         if first.usage:
-            return InputError(first.message, first.hint)
+            return InputError(message, first.hint)
         more = f" (and {len(failures) - 1} more batches)" if len(failures) > 1 else ""
         resume = f" Then go on: {self.resume_command}" if self._folder.is_unfinished else ""
-        return JobFailed(first.message + more, first.hint + resume)
+        return JobFailed(message + more, first.hint + resume)
+
+    def _plain(self, text: str) -> str:
+        """A message with the endpoints as the user named them, instead of this copy's own sockets."""
+        for uri, label in ((self._spec.source, self._source.label), (self._spec.target, self._target.label)):
+            text = text.replace(uri, label) if uri else text
+        return text
 
     def _verify(self, records: list[Record], survey: Survey) -> list[Difference]:
         """Read the target back; batches whose digest differs are to do again when the copy is resumed."""

@@ -46,7 +46,7 @@ def map_extents(
         while offset < stop or queries:
             while offset < stop and len(queries) < QUERIES_IN_FLIGHT:
                 end = min(stop, (offset // RANGE + 1) * RANGE)
-                queries.append(_ask(connection.handle, offset, end))
+                queries.append(_ask(connection, offset, end))
                 offset = end
             query = queries.popleft()
             if _answered(connection, query, timeout, beat):
@@ -56,13 +56,13 @@ def map_extents(
                 continue
             covered = query.offset + sum(query.entries[::2])
             if covered < query.end:  # a server may answer for less than was asked
-                queries.appendleft(_ask(connection.handle, covered, query.end))
+                queries.appendleft(_ask(connection, covered, query.end))
     except nbd.Error as exc:
         connection.broken = True
         raise ConnectionLost(connection.uri, f"block status: {exc.string}") from exc
 
 
-def _ask(handle: nbd.NBD, offset: int, end: int) -> _Query:
+def _ask(connection: Connection, offset: int, end: int) -> _Query:
     query = _Query(offset, end, 0)
 
     def receive(context: str, start: int, entries: list[int], error: "nbd.Pointer") -> int:
@@ -70,7 +70,8 @@ def _ask(handle: nbd.NBD, offset: int, end: int) -> _Query:
             query.entries = entries
         return 0
 
-    query.cookie = handle.aio_block_status(end - offset, offset, receive)
+    length = end - offset + connection.info.padding(end)
+    query.cookie = connection.handle.aio_block_status(length, offset, receive)
     return query
 
 

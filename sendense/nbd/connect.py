@@ -80,6 +80,11 @@ class ExportInfo:
     tls: bool
     protocol: str
 
+    def padding(self, end: int) -> int:
+        """Bytes from `end` to the end of its block: not 0 only where a disk ends inside a block of a larger export."""
+        odd = end % self.minimum
+        return min(self.minimum - odd, self.size - end) if odd else 0
+
 
 @dataclass(slots=True)
 class Connection:
@@ -409,12 +414,14 @@ def stage_of(state: str, current: str) -> str:
 
 
 def _describe(handle: nbd.NBD) -> ExportInfo:
+    protocol = handle.get_protocol()
     return ExportInfo(
         size=handle.get_size(),
         read_only=handle.is_read_only(),
         multi_conn=handle.can_multi_conn(),
         flush=handle.can_flush(),
-        zero=handle.can_zero(),
+        # nbdkit 1.32 says in an oldstyle handshake that it takes WRITE_ZEROES, and declines it with EINVAL.
+        zero=handle.can_zero() and protocol != "oldstyle",
         fast_zero=handle.can_fast_zero(),
         trim=handle.can_trim(),
         fua=handle.can_fua(),
@@ -424,5 +431,5 @@ def _describe(handle: nbd.NBD) -> ExportInfo:
         allocation=handle.can_meta_context(ALLOCATION),
         structured=handle.get_structured_replies_negotiated(),
         tls=handle.get_tls_negotiated(),
-        protocol=handle.get_protocol(),
+        protocol=protocol,
     )

@@ -220,7 +220,9 @@ class Transfer:
         piece.slot, piece.error = self._free.pop(), 0
         piece.tries += 1
         offset, length, _ = piece.extent
-        view, step = self._views[piece.slot], self._source.connection.info.maximum
+        info = self._source.connection.info
+        length += info.padding(offset + length)  # when a target is read back that is larger than the disk
+        view, step = self._views[piece.slot], info.maximum
         for start in range(0, length, step):
             part = view[start : min(start + step, length)]
             self._source.add(self._source.handle.aio_pread(part, offset + start), piece)
@@ -282,8 +284,7 @@ class Transfer:
             return
         info, view = self._target.connection.info, self._views[piece.slot]
         first, length = run.offset - piece.extent.offset, run.length
-        if odd := length % info.minimum:  # only the end of the disk: the target may be larger, and take whole blocks
-            padding = min(info.minimum - odd, info.size - run.end)
+        if padding := info.padding(run.end):
             view[first + length : first + length + padding] = bytes(padding)
             length += padding
         for start in range(first, first + length, info.maximum):
@@ -293,9 +294,7 @@ class Transfer:
     def _zero(self, piece: _Piece, run: Extent) -> None:
         assert self._target
         target, info = self._target, self._target.connection.info
-        length = run.length
-        if odd := length % info.minimum:
-            length += min(info.minimum - odd, info.size - run.end)
+        length = run.length + info.padding(run.end)
         if info.zero:
             target.add(target.handle.aio_zero(length, run.offset), piece)
             return
