@@ -11,9 +11,10 @@ from typing import Any
 from celery.signals import heartbeat_sent, setup_logging, worker_ready
 from celery.worker.control import control_command
 
-from sendense.jobs.broker import FILL_POOL, make_app
+from sendense.jobs.broker import make_app
 from sendense.jobs.ledger import LedgerUnavailable, connect
 from sendense.jobs.presence import announce
+from sendense.jobs.queues import FILL_POOL
 
 REDIS_URL = os.environ["SENDENSE_REDIS"]
 WORKER = os.environ["SENDENSE_WORKER"]

@@ -32,36 +32,43 @@ def copy(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
     """Copy a disk from SOURCE to TARGET: in parallel, resumable, and without ever hanging silently."""
-    from sendense.cli.progress import make_watcher
-    from sendense.errors import InputError
-    from sendense.local.copy import LocalCopy
+    from sendense.local.admission import admit
     from sendense.local.request import CopyRequest
+    from sendense.local.stack import Stack
     from sendense.settings import Settings
 
-    if resume and force:
-        raise InputError("--resume and --force contradict each other", "Give one of them.")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    settings = Settings()
     request = CopyRequest(
         source, target, workers=workers, verify=verify, resume=resume, force=force, target_is_zero=target_is_zero
     )
-    watcher = make_watcher(quiet=as_json)
-    job = LocalCopy(request, Settings(), watcher)
+    admission = admit(request, settings)
+    stack = Stack(admission.folder)
+    job = None
     try:
-        with watcher:
+        stack.start()
+        # Only now: what these import takes as long as the worker's start, and goes on beside it.
+        from sendense.cli.progress import make_watcher
+        from sendense.local.copy import LocalCopy
+
+        with make_watcher(quiet=as_json) as watcher:
+            job = LocalCopy(admission, stack, settings, watcher)
             summary = job.run()
     except Interrupted:
-        print(f"sendense: interrupted\n  Go on with: {job.resume_command}", file=sys.stderr)
+        print(f"sendense: interrupted\n  Go on with: {admission.resume_command}", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:
-        if as_json and job.summary:
+        stack.close()
+        admission.folder.leave()
+        if as_json and job and job.summary:
             print(json.dumps(job.summary.to_json()))
     if summary.differences:
         first = summary.differences[0]
         more = f" and {len(summary.differences) - 1} more" if len(summary.differences) > 1 else ""
         print(
             f"sendense: {target} differs from what was copied: offset={first.offset} length={first.length}{more}\n"
-            f"  Copy those parts again: {job.resume_command} --verify",
+            f"  Copy those parts again: {admission.resume_command} --verify",
             file=sys.stderr,
         )
         raise typer.Exit(EXIT_DIFFERENT)

@@ -9,26 +9,12 @@ from kombu.exceptions import OperationalError
 
 from sendense.jobs.driver import Dispatch
 from sendense.jobs.ledger import LedgerUnavailable
+from sendense.jobs.queues import COPY_EXTENTS, FILL_POOL, HUB_QUEUE, SETTLE, SETTLE_AFTER_LOSS, SURVEY, site_queue
 from sendense.models import JobSpec
 from sendense.settings import Settings
 
-SURVEY = "sendense.survey"
-COPY_EXTENTS = "sendense.copy_extents"
-SETTLE = "sendense.settle"
-SETTLE_AFTER_LOSS = "sendense.settle_after_loss"
-
-FILL_POOL = "fill_pool"
-"""Remote control command of the project's own worker."""
-
-HUB_QUEUE = "hub"
-
 Unavailable = (*LedgerUnavailable, OperationalError)
 """What a call raises while Redis is away, as the ledger or as the broker."""
-
-
-def site_queue(site: str) -> str:
-    """The queue that a site's copy workers read."""
-    return f"site.{site}"
 
 
 class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery has no types

@@ -1,7 +1,6 @@
 """One local copy from request to result: prepares, drives and finishes a job on a stack of its own."""
 
 import os
-import shlex
 import time
 import uuid
 from functools import partial
@@ -14,9 +13,10 @@ from sendense.errors import InputError, JobFailed
 from sendense.jobs import broker, driver
 from sendense.jobs.ledger import Ledger, Record
 from sendense.jobs.plan import batch_of
-from sendense.local.request import CopyRequest, Target, check_pair, source_of, target_of
+from sendense.local.admission import Admission
+from sendense.local.request import Target
 from sendense.local.stack import SITE, Stack
-from sendense.local.state import StateFolder, Unfinished
+from sendense.local.state import Unfinished
 from sendense.models import CopySummary, Difference, Failure, JobSpec, Progress, SummaryState, Survey
 from sendense.nbd import images
 from sendense.nbd.serve import serve_source, serve_target
@@ -47,40 +47,28 @@ class Watcher(Protocol):
 
 
 class LocalCopy:
-    """The copy of one source onto one target. Used once."""
+    """The copy of one source onto one target, on a stack that was started for it. Used once."""
 
-    def __init__(self, request: CopyRequest, settings: Settings, watcher: Watcher) -> None:
-        self._request, self._settings, self._watcher = request, settings, watcher
-        self._source, self._target = source_of(request.source), target_of(request.target)
-        check_pair(self._source, self._target)
-        self._folder = StateFolder(settings.state_dir, self._target.label)
-        self._stack = Stack(self._folder, watcher.note)
-        self._ledger = Ledger(self._stack.client)
-        self._spec = JobSpec(id=uuid.uuid4().hex[:12], kind="copy", site=SITE, name=_name(self._target), source="")
+    def __init__(self, admission: Admission, stack: Stack, settings: Settings, watcher: Watcher) -> None:
+        self._admission, self._stack, self._settings, self._watcher = admission, stack, settings, watcher
+        self._request, self._folder = admission.request, admission.folder
+        self._source, self._target = admission.source, admission.target
+        stack.note = watcher.note
+        self._ledger = Ledger(stack.client)
+        self._app = broker.make_app(stack.redis_url)
+        self._spec = admission.unfinished.spec if admission.unfinished else _new_spec(self._target)
         self.summary: CopySummary | None = None
         """How it ended, or how far it came."""
-
-    @property
-    def resume_command(self) -> str:
-        """What goes on with this copy."""
-        return shlex.join(["sendense", "copy", self._request.source, self._request.target, "--resume"])
 
     def run(self) -> CopySummary:
         """
         Copy, and verify if asked.
 
-        Raises InputError before anything is written, JobFailed when it cannot be finished. Whatever ends it, no child
-        is left, and what is stored is not copied again.
+        Raises InputError before anything is written, JobFailed when it cannot be finished; what is stored by then is
+        not copied again.
         """
-        self._folder.lock()
         try:
-            unfinished = self._admit()
-            if unfinished:
-                self._spec = unfinished.spec
-            self._stack.start_redis()
-            self._app = broker.make_app(self._stack.redis_url)
-            self._stack.start_worker()
-            survey = self._open(resumed=unfinished is not None)
+            survey = self._open()
             self._use_processes(survey)
             self._drive(self._spec)
             records = self._ledger.records(self._spec.id)
@@ -92,56 +80,19 @@ class LocalCopy:
         except BaseException as exc:
             self._summarize_end(exc)
             raise
-        finally:
-            self._stack.close()
-            if not self._folder.is_unfinished:
-                self._folder.remove()
 
-    def _admit(self) -> Unfinished | None:
-        """The unfinished copy to go on with, or None for a new one; InputError for what would lose something."""
-        request, target = self._request, self._target
-        if request.force:
-            self._folder.clear()
-            if target.path.name:
-                target.partial.unlink(missing_ok=True)
-            return None
-        unfinished = self._folder.load()
-        if unfinished:
-            self._check_resume(unfinished)
-            return unfinished
-        if request.resume:
-            raise InputError(f"there is no unfinished copy onto {target.label}", "Run the command without --resume.")
-        self._folder.clear()
-        for path in (target.path, target.partial) if target.path.name else ():
-            if path.exists():
-                raise InputError(f"{path}: exists", "Name another target, or give --force to replace it.")
-        return None
-
-    def _check_resume(self, unfinished: Unfinished) -> None:
-        start_over = "Start over with --force."
-        if unfinished.source != self._source.label:
-            raise InputError(
-                f"an unfinished copy of {unfinished.source} onto {self._target.label} is there",
-                "Finish that one first (--resume with that source), or start over with this one: --force",
-            )
-        if not self._request.resume:
-            raise InputError(
-                f"an unfinished copy of {unfinished.source} onto {self._target.label} is there",
-                f"Go on with it: {self.resume_command}   (or start over: --force)",
-            )
-        if unfinished.fingerprint != self._source.fingerprint:
-            raise InputError(f"{self._source.label}: was written to since the copy began", start_over)
-
-    def _open(self, *, resumed: bool) -> Survey:
+    def _open(self) -> Survey:
         """Have the endpoints served and surveyed, and a new target made; from here on the copy can be resumed."""
-        source, target = self._source, self._target
+        source, target, resumed = self._source, self._target, self._admission.unfinished is not None
         update: dict[str, object] = {"source": source.uri, "target": target.uri}
         if source.image:
             update["source"] = self._stack.serve("source", partial(serve_source, source.image))
-        if resumed and not target.uri:
-            update["target"] = self._serve_target()
-        elif not resumed:
+        self._stack.await_redis()
+        if not resumed:
             update["target_is_zero"] = self._request.target_is_zero or not target.uri
+        elif not target.uri:
+            self._remake_target()
+            update["target"] = self._serve_target()
         self._spec = self._spec.model_copy(update=update)
         self._ledger.prepare(self._spec)
         survey = self._survey()
@@ -152,13 +103,20 @@ class LocalCopy:
             self._spec = self._spec.model_copy(update={"target": self._serve_target()})
         return survey
 
+    def _remake_target(self) -> None:
+        """A copy that ended before it had made its target makes it now; one that lost its target cannot go on."""
+        target, survey = self._target, self._ledger.survey(self._spec.id)
+        if target.partial.exists():
+            return
+        if not survey or self._need(self._ledger.progress(self._spec.id)).done:
+            raise InputError(f"{target.partial}: is gone, and with it what was copied", "Start over with --force.")
+        images.create(target.partial, target.format, survey.size)
+
     def _unfinished(self) -> Unfinished:
         return Unfinished(spec=self._spec, source=self._source.label, fingerprint=self._source.fingerprint)
 
     def _serve_target(self) -> str:
         target = self._target
-        if not target.partial.exists():
-            raise InputError(f"{target.partial}: is gone, and with it what was copied", "Start over with --force.")
 
         def repair() -> None:
             if target.format == "qcow2":
@@ -199,7 +157,10 @@ class LocalCopy:
 
     def _use_processes(self, survey: Survey) -> None:
         if survey.multi_conn:
-            self._stack.grow(self._app, self._request.workers)
+            more = self._request.workers - self._stack.processes
+            if more > 0:
+                broker.grow_pool(self._app, more)
+                self._stack.processes = self._request.workers
         else:
             self._watcher.note("source or target takes one client only (no multi-conn): copying over one connection")
         if not survey.flush:
@@ -247,7 +208,7 @@ class LocalCopy:
         if first.usage:
             return InputError(message, first.hint)
         more = f" (and {len(failures) - 1} more batches)" if len(failures) > 1 else ""
-        resume = f" Then go on: {self.resume_command}" if self._folder.is_unfinished else ""
+        resume = f" Then go on: {self._admission.resume_command}" if self._folder.is_unfinished else ""
         return JobFailed(message + more, first.hint + resume)
 
     def _plain(self, text: str) -> str:
@@ -333,8 +294,9 @@ class LocalCopy:
             time.sleep(LOOK_SECONDS)
 
 
-def _name(target: Target) -> str:
-    return target.path.name or parse(target.uri).export or target.label
+def _new_spec(target: Target) -> JobSpec:
+    name = target.path.name or parse(target.uri).export or target.label
+    return JobSpec(id=uuid.uuid4().hex[:12], kind="copy", site=SITE, name=name, source="")
 
 
 def _sync(path: Path) -> None:

@@ -5,13 +5,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-from celery import Celery
+from urllib.parse import quote
 
 from sendense.errors import EndpointError, JobFailed
 from sendense.jobs import presence
-from sendense.jobs.broker import HUB_QUEUE, grow_pool, site_queue
 from sendense.jobs.ledger import LedgerUnavailable, connect
+from sendense.jobs.queues import HUB_QUEUE, site_queue
 from sendense.local.child import Child
 from sendense.local.state import StateFolder
 from sendense.nbd.connect import connect as connect_nbd
@@ -35,9 +34,11 @@ PRESENCE_GRACE_SECONDS = 20.0
 class Stack:
     """Redis, the worker and the servers of one copy."""
 
-    def __init__(self, folder: StateFolder, note: Callable[[str], None]) -> None:
-        self._folder, self._note = folder, note
-        self.redis_url = f"unix://{folder.socket('redis')}"
+    def __init__(self, folder: StateFolder) -> None:
+        self._folder = folder
+        self.note: Callable[[str], None] = lambda text: None
+        """Is told what was started again, and why."""
+        self.redis_url = f"unix://{quote(str(folder.socket('redis')))}"
         self.client = connect(self.redis_url, retries=1)
         self.processes = 1
         """Worker processes that a worker is started with from now on."""
@@ -48,23 +49,27 @@ class Stack:
         self._worker = Child("worker", [], folder.log("worker"), environment)
         self._worker_began = 0.0
 
-    def start_redis(self) -> None:
-        """Start Redis and wait until it has read its file."""
-        self._folder.socket("redis").unlink(missing_ok=True)
-        self._redis.start()
+    def start(self) -> None:
+        """Start Redis and the worker; both are of use a moment later."""
+        self._start_redis()
+        self._start_worker()
+
+    def await_redis(self) -> None:
+        """Wait until Redis has read its file."""
         wait_until(self._redis_answers, self._redis)
 
-    def start_worker(self) -> None:
-        """Start the worker; it is of use when it takes its first task."""
+    def _start_redis(self) -> None:
+        self._folder.socket("redis").unlink(missing_ok=True)
+        self._redis.start()
+
+    def _restart_redis(self) -> None:
+        self._start_redis()
+        self.await_redis()
+
+    def _start_worker(self) -> None:
         self._worker.argv = _worker_command(self._name, self.processes)
         self._worker.start()
         self._worker_began = time.monotonic()
-
-    def grow(self, app: Celery, processes: int) -> None:
-        """Have the worker take on more processes; the one that is there keeps its handles."""
-        if processes > self.processes:
-            grow_pool(app, processes - self.processes)
-        self.processes = processes
 
     def serve(
         self, name: str, command: Callable[[Path, str], list[str]], before: Callable[[], None] = lambda: None
@@ -97,27 +102,27 @@ class Stack:
     def supervise(self) -> None:
         """Start again whatever ended, and a worker whose main process stopped."""
         if not self._redis.is_running():
-            self._restart(self._redis, self.start_redis)
+            self._restart(self._redis, self._restart_redis)
         for child, start in self._servers.values():
             if not child.is_running():
                 self._restart(child, start)
         if not self._worker.is_running():
-            self._restart(self._worker, self.start_worker)
+            self._restart(self._worker, self._start_worker)
         elif time.monotonic() - self._worker_began > PRESENCE_GRACE_SECONDS:
             if not presence.is_present(self.client, self._name):
-                self._note("the worker stopped: killing it and starting another")
+                self.note("the worker stopped: killing it and starting another")
                 self.restart_worker()
 
     def restart_worker(self) -> None:
         """Kill the worker with all its processes, and start another."""
         self._worker.kill()
-        self._restart(self._worker, self.start_worker)
+        self._restart(self._worker, self._start_worker)
 
     def restart_redis(self) -> None:
         """For a Redis that does not answer."""
-        self._note("redis stopped answering: killing it and starting it again")
+        self.note("redis stopped answering: killing it and starting it again")
         self._redis.kill()
-        self._restart(self._redis, self.start_redis)
+        self._restart(self._redis, self._restart_redis)
 
     def look_at_server(self, uri: str) -> None:
         """Kill a server of this stack that does not answer; `supervise` starts it again. Others' are left alone."""
@@ -125,14 +130,14 @@ class Stack:
             return
         child, _ = self._servers[uri]
         if child.is_running() and not _answers(uri):
-            self._note(f"the {child.name} server stopped answering: killing it")
+            self.note(f"the {child.name} server stopped answering: killing it")
             child.kill()
 
     def claim_lapsed(self, owner: str) -> None:
         """Kill the worker process that let its claim lapse: it is stopped, or stuck where Python cannot wake it."""
         pid = int(owner.split("/")[1])
         if self._worker.kill_own_child(pid):
-            self._note(f"worker process {pid} stopped: killed, its batch is copied again")
+            self.note(f"worker process {pid} stopped: killed, its batch is copied again")
 
     def close(self) -> None:
         """End every child."""
@@ -150,7 +155,7 @@ class Stack:
                 f"Its log: {child.log}",
             )
         if child.starts:
-            self._note(f"{child.name} ended: starting it again")
+            self.note(f"{child.name} ended: starting it again")
         start()
 
     def _redis_answers(self) -> bool:

@@ -46,8 +46,9 @@ class StateFolder:
         """Keep other copies away from this target, until this process ends."""
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = os.open(self.path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while not self._holds_lock():
+                self._lock = os.open(self._lock_file, os.O_CREAT | os.O_RDWR, 0o600)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             raise InputError(
                 f"{self._target}: another copy onto it is running", "Wait until that one ends, or stop it."
@@ -56,6 +57,20 @@ class StateFolder:
             raise InputError(
                 f"{self.path}: {exc.strerror}", "Set SENDENSE_STATE_DIR to a folder that may be written."
             ) from exc
+
+    def _holds_lock(self) -> bool:
+        """Whether the file that is locked is still the one that others would lock: its last holder may delete it."""
+        if self._lock < 0:
+            return False
+        try:
+            mine, there = os.fstat(self._lock), self._lock_file.stat()
+        except FileNotFoundError:
+            there = None
+        if there and (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino):
+            return True
+        os.close(self._lock)
+        self._lock = -1
+        return False
 
     def load(self) -> Unfinished | None:
         """The unfinished copy, if there is one."""
@@ -84,16 +99,14 @@ class StateFolder:
     def clear(self) -> None:
         """Empty the folder: what an earlier copy left there is of no use."""
         self.finish()  # first: a half-cleared folder is no unfinished copy
-        shutil.rmtree(self.path)
-        self.path.mkdir(mode=0o700)
-
-    def remove(self) -> None:
-        """
-        Delete the folder.
-
-        The lock's file stays: a copy that waits for it would otherwise lock a file that nobody else finds.
-        """
         shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(mode=0o700, exist_ok=True)
+
+    def leave(self) -> None:
+        """At the end of this process's copy: delete the folder, unless there is something to go on with."""
+        if not self.is_unfinished:
+            shutil.rmtree(self.path, ignore_errors=True)
+            self._lock_file.unlink(missing_ok=True)
 
     def socket(self, name: str) -> Path:
         """Where a child listens."""
@@ -102,6 +115,10 @@ class StateFolder:
     def log(self, name: str) -> Path:
         """Where a child's output goes."""
         return self.path / f"{name}.log"
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.path.with_suffix(".lock")
 
     @property
     def _request(self) -> Path:

@@ -415,16 +415,17 @@ def stage_of(state: str, current: str) -> str:
 
 def _describe(handle: nbd.NBD) -> ExportInfo:
     protocol = handle.get_protocol()
+    # nbdkit 1.32 offers flush, zero, trim and FUA in an oldstyle handshake, and answers EINVAL to each of them.
+    keeps_word = protocol != "oldstyle"
     return ExportInfo(
         size=handle.get_size(),
         read_only=handle.is_read_only(),
         multi_conn=handle.can_multi_conn(),
-        flush=handle.can_flush(),
-        # nbdkit 1.32 says in an oldstyle handshake that it takes WRITE_ZEROES, and declines it with EINVAL.
-        zero=handle.can_zero() and protocol != "oldstyle",
+        flush=keeps_word and handle.can_flush(),
+        zero=keeps_word and handle.can_zero(),
         fast_zero=handle.can_fast_zero(),
-        trim=handle.can_trim(),
-        fua=handle.can_fua(),
+        trim=keeps_word and handle.can_trim(),
+        fua=keeps_word and handle.can_fua(),
         minimum=handle.get_block_size(nbd.SIZE_MINIMUM) or 1,
         preferred=handle.get_block_size(nbd.SIZE_PREFERRED),
         maximum=handle.get_block_size(nbd.SIZE_MAXIMUM) or DEFAULT_MAXIMUM,

@@ -1,7 +1,7 @@
 """NBD URIs: parsed and checked before anything is connected (NBD project, doc/uri.md)."""
 
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from sendense.errors import InputError
 
@@ -28,7 +28,8 @@ class Endpoint:
     @property
     def address(self) -> str:
         """Where the server listens, as people write it."""
-        return self.socket or f"{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return self.socket or f"{host}:{self.port}"
 
 
 def is_uri(text: str) -> bool:
@@ -46,9 +47,11 @@ def parse(uri: str) -> Endpoint:
     try:
         parts = urlsplit(uri)
         port = parts.port
-        parameters = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        parameters = _parameters(parts.query)
     except ValueError as exc:
         raise InputError(f"{uri}: not a valid URI: {exc}", _EXAMPLES) from exc
+    if not is_uri(uri):
+        raise InputError(f"{uri}: not an NBD URI", _EXAMPLES)
     if parts.scheme not in SCHEMES:
         raise InputError(f"{uri}: scheme '{parts.scheme}' is not one of {', '.join(SCHEMES)}", _EXAMPLES)
     if unknown := [name for name in parameters if name not in _PARAMETERS]:
@@ -77,6 +80,14 @@ def parse(uri: str) -> Endpoint:
         psk_file=parameters.get("tls-psk-file", ""),
         verify_peer=parameters.get("tls-verify-peer", "true").lower() not in ("0", "false", "no"),
     )
+
+
+def _parameters(query: str) -> dict[str, str]:
+    """NAME=VALUE, joined by '&', percent-encoded; a plus is a plus, unlike in a web form."""
+    pairs = [part.partition("=") for part in query.split("&") if part]
+    if wrong := [name for name, equals, _ in pairs if not equals]:
+        raise ValueError(f"'{wrong[0]}' has no value")
+    return {unquote(name): unquote(value) for name, _, value in pairs}
 
 
 _EXAMPLES = "Examples: nbd://host:10809/export, nbd+unix:///export?socket=/run/nbd.sock, nbds://host/export"
