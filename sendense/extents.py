@@ -37,7 +37,7 @@ def coarsen(extents: Iterable[Extent], align: int, size: int) -> Iterator[Extent
     pending_start, pending_zero = 0, True
     for offset, length, zero in _clusters(_joined_zeroes(extents), align, size):
         end = offset + length
-        start = max(offset, done)
+        start = offset if offset > done else done
         if end <= start:
             continue
         if zero != pending_zero or start > done:
@@ -70,8 +70,12 @@ def _joined_zeroes(extents: Iterable[Extent]) -> Iterator[tuple[int, int, bool]]
 
 def _clusters(extents: Iterable[tuple[int, int, bool]], align: int, size: int) -> Iterator[tuple[int, int, bool]]:
     """Offset, length and zero of the clusters that the extents touch; one may come twice, then as data."""
-    for offset, length, zero in extents:
+    for extent in extents:
+        offset, length, zero = extent
         end = offset + length
+        if not offset % align and (not end % align or end == size):  # as most servers have it
+            yield extent
+            continue
         first = offset // align * align
         last = min(-(-end // align) * align, size)
         if not zero:

@@ -50,7 +50,7 @@ def parse(uri: str) -> Endpoint:
         parameters = _parameters(parts.query)
     except ValueError as exc:
         raise InputError(f"{uri}: not a valid URI: {exc}", _EXAMPLES) from exc
-    if not is_uri(uri):
+    if not parts.scheme:
         raise InputError(f"{uri}: not an NBD URI", _EXAMPLES)
     if parts.scheme not in SCHEMES:
         raise InputError(f"{uri}: scheme '{parts.scheme}' is not one of {', '.join(SCHEMES)}", _EXAMPLES)
