@@ -56,7 +56,9 @@ def copy(
             job = LocalCopy(admission, stack, settings, watcher)
             summary = job.run()
     except Interrupted:
-        print(f"sendense: interrupted\n  Go on with: {admission.resume_command}", file=sys.stderr)
+        begun = admission.folder.is_unfinished
+        hint = f"Go on with: {admission.resume_command}" if begun else "Nothing was copied yet: start it again."
+        print(f"sendense: interrupted\n  {hint}", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:
         stack.close()

@@ -236,6 +236,9 @@ class LocalCopy:
         found = {record.batch: record.digest for record in self._ledger.records(spec.id)}
         wrong = [record for number, record in enumerate(records) if found.get(number) != record.digest]
         self._ledger.reopen(copied.id, wrong)
+        if wrong:  # whatever is there instead need not be zero
+            self._spec = copied.model_copy(update={"target_is_zero": False})
+            self._folder.save(self._unfinished())
         return [
             Difference(offset=record.extents[0].offset, length=record.extents[-1].end - record.extents[0].offset)
             for record in wrong

@@ -78,7 +78,8 @@ def target_of(text: str) -> Target:
 def check_pair(source: Source, target: Target) -> None:
     """Refuse to read and write the same thing."""
     same = source.uri == target.uri if source.uri else False
-    if source.image and target.path.exists():
-        same = any(file.samefile(target.path) for file in source.image.files)
+    files = source.image.files if source.image else ()
+    for path in (target.path, target.partial) if target.path.name else ():
+        same = same or (path.exists() and any(file.samefile(path) for file in files))
     if same:
         raise InputError(f"{target.label}: the target is, or backs, the source", "Name another target.")

@@ -33,7 +33,7 @@ class StateFolder:
     """Found by the target alone: only the last copy onto a target may be resumed."""
 
     def __init__(self, state_dir: Path, target: str) -> None:
-        self.path = state_dir / "copies" / blake3(target.encode()).hexdigest()[:16]
+        self.path = state_dir.absolute() / "copies" / blake3(target.encode()).hexdigest()[:16]
         self._target = target
         self._lock = -1
         if len(os.fsencode(self.path / _LONGEST_SOCKET)) > SOCKET_PATH_LIMIT:

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ TARGET_FORMATS = {".raw": "raw", ".qcow2": "qcow2"}
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A local disk image. `files` are all that its content comes from, backing files included."""
+    """A local disk image. `files` are all the files that its content comes from, backing files included."""
 
     path: Path
     format: str
@@ -39,7 +40,7 @@ def inspect(path: Path) -> Image:
     if known == "raw":
         return Image(path, "raw", (path,))
     chain = _info(path, known)
-    return Image(path, chain[0]["format"], tuple(Path(image["filename"]) for image in chain))
+    return Image(path, chain[0]["format"], tuple(dict.fromkeys(_files(chain))))
 
 
 def create(path: Path, kind: str, size: int) -> None:
@@ -69,6 +70,17 @@ def _info(path: Path, known: str | None) -> list[dict[str, Any]]:
         raise InputError(f"{path}: not an image that qemu can read: {exc}", "Check the file and its name.") from exc
     chain: list[dict[str, Any]] = json.loads(text)
     return chain
+
+
+def _files(chain: list[dict[str, Any]]) -> Iterator[Path]:
+    """A VMDK's extents and a qcow2's data file have the content; a backing file can be elsewhere, as an NBD export."""
+    for image in chain:
+        path = Path(image["filename"])
+        details = image.get("format-specific", {}).get("data", {})
+        names = [extent["filename"] for extent in details.get("extents", [])]
+        if details.get("data-file"):
+            names.append(details["data-file"])
+        yield from (file for file in (path, *(path.parent / name for name in names)) if file.exists())
 
 
 def _run(*arguments: str) -> str:

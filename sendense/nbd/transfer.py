@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import nbd
 from blake3 import blake3
@@ -135,7 +136,7 @@ class Transfer:
     ) -> None:
         self._source, self._target = _Side(source), _Side(target) if target else None
         self._limits, self._target_is_zero, self._beat = limits, target_is_zero, beat
-        slots = [bytearray(limits.request) for _ in range(limits.in_flight)]
+        slots = _slots(limits.request, limits.in_flight)
         self._views = [memoryview(slot) for slot in slots]
         self._buffers = [nbd.Buffer.from_buffer(slot) for slot in slots]
         self._zeroes = memoryview(bytes(limits.request))
@@ -358,6 +359,12 @@ class Transfer:
             broken = self._target
         broken.connection.broken = True
         return ConnectionLost(broken.connection.uri, f"the connection broke ({exc.string})")
+
+
+@lru_cache(maxsize=1)
+def _slots(request: int, in_flight: int) -> list[bytearray]:
+    """A process's buffers, kept from batch to batch: one transfer at a time uses them."""
+    return [bytearray(request) for _ in range(in_flight)]
 
 
 def digest_of(leaves: Iterable[tuple[int, bytes]]) -> bytes:
