@@ -82,6 +82,8 @@ class Progress(_Frozen):
     copied: int = 0
     batches: int = 0
     batches_done: int = 0
+    waiting: int = 0
+    """Batches that were sent and that no worker has claimed yet."""
     failed: int = 0
     retries: int = 0
     stalls: int = 0

@@ -198,8 +198,9 @@ class Ledger:
             pipe.hgetall(_key(job, "job"))
             pipe.hgetall(_key(job, "owners"))
             pipe.hgetall(_key(job, "progress"))
+            pipe.zcard(_key(job, "sent"))
             pipe.hlen(_key(job, "failed"))
-            fields, owners, moved, failed = pipe.execute()
+            fields, owners, moved, waiting, failed = pipe.execute()
         if not fields:
             return None
         names = ("size", "data", "zero", "done", "already_done", "copied", "batches", "batches_done")
@@ -208,7 +209,7 @@ class Ledger:
             Activity(batch=int(batch), worker=owner.decode(), done=int(moved.get(batch, 0)))
             for batch, owner in sorted(owners.items(), key=lambda item: int(item[0]))
         ]
-        return Progress(state=fields[b"state"].decode(), failed=failed, active=active, **counts)
+        return Progress(state=fields[b"state"].decode(), waiting=waiting, failed=failed, active=active, **counts)
 
     def seconds(self, job: str) -> float:
         """Seconds from the start of the latest run to the end of its copying, by Redis's clock; 0 while it runs."""

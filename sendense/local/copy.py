@@ -32,6 +32,9 @@ SURVEY_SILENCE_SECONDS = 20.0
 MOST_SURVEYS = 3
 """Times that a survey is sent before its loss is the copy's failure."""
 
+IDLE_WORKER_SECONDS = 20.0
+"""A worker that takes nothing for so long while batches wait has lost its queue, however well its heart beats."""
+
 STOP_SECONDS = 0.5
 """Beyond the tasks' next renewal, until they are killed: within the five seconds of Ctrl-C."""
 
@@ -170,7 +173,7 @@ class LocalCopy:
         """Have the job's batches copied; supervises the stack meanwhile."""
         job, seen, ticked = spec.id, len(self._ledger.failures(spec.id)), 0.0
         epoch, window = self._ledger.begin(spec), driver.WINDOW_PER_PROCESS * self._stack.processes
-        total = self._need(self._ledger.progress(job)).batches
+        total, taken = self._need(self._ledger.progress(job)).batches, time.monotonic()
         dispatch = broker.chord_dispatch(self._app, spec, total, window)
         while True:
             try:
@@ -185,6 +188,12 @@ class LocalCopy:
                     if failure.stalled:
                         self._stack.look_at_server(failure.uri)
                 progress = self._need(self._ledger.progress(job))
+                if progress.active or not progress.waiting:
+                    taken = time.monotonic()
+                elif time.monotonic() - taken > IDLE_WORKER_SECONDS:
+                    self._watcher.note("batches wait and the worker takes none: killing it and starting another")
+                    self._stack.restart_worker()
+                    taken = time.monotonic()
             except broker.Unavailable:
                 self._stack.restart_redis()
                 continue

@@ -1,5 +1,6 @@
 """A copy that is slow enough to be disturbed, and its processes."""
 
+import random
 import signal
 import time
 from collections.abc import Iterator
@@ -8,16 +9,17 @@ from pathlib import Path
 
 import psutil
 
+from sendense.nbd.transfer import CLUSTER
 from sendense.nbd.uri import unix_uri
-from tests.integration.support import Lab, Result, make_scattered_disk
+from tests.integration.support import Lab, Result
 from tests.servers import Server, serve
 
 BATCH = 32 * 2**20
 """Bytes of data in a batch of a scattered disk: 512 clusters, with as many holes between them."""
 
 BATCHES = 6
-RATE = 24 * 2**20
-"""Bytes per second that the source gives: a copy takes eight seconds."""
+RATE = 48 * 2**20
+"""Bytes per second that the source gives: a copy takes four seconds."""
 
 QUICK = {
     "no_progress_timeout": 3,
@@ -67,6 +69,11 @@ class RunningCopy:
         everybody = psutil.Process(self.process.pid).children(recursive=True)
         return [one for one in everybody if any(word in " ".join(one.cmdline()) for word in words)]
 
+    def redis_url(self) -> str:
+        """Where the copy's own Redis listens."""
+        (socket,) = self.lab.state.glob("copies/*/redis.sock")
+        return f"unix://{socket}"
+
     def worker(self) -> psutil.Process:
         """The main process of the Celery worker."""
         return self.family("workers.app")[0]
@@ -100,6 +107,12 @@ def copy_midway(lab: Lab, source: str | Path, target: str | Path, growing: Path)
         copy.process.wait()
 
 
-def scattered_disk(lab: Lab) -> Path:
-    """A disk of BATCHES batches."""
-    return make_scattered_disk(lab.path("disk.raw"), BATCHES * 512)
+def scattered_disk(lab: Lab, batches: int = BATCHES) -> Path:
+    """A disk of so many batches: every second cluster is data, and no two are alike."""
+    path, noise = lab.path("disk.raw"), random.Random(1).randbytes(CLUSTER - 8)
+    with path.open("wb") as file:
+        for number in range(batches * BATCH // CLUSTER):
+            file.seek(2 * number * CLUSTER)
+            file.write(number.to_bytes(8, "little") + noise)
+        file.truncate(2 * batches * BATCH)
+    return path

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sendense.jobs.broker import make_app
+from sendense.jobs.queues import site_queue
 from tests.chaos.running import BATCH, BATCHES, QUICK, RunningCopy, copy_midway, scattered_disk, slow_server
 from tests.integration.support import Lab, open_lab, same_image
 from tests.servers import Server
@@ -110,6 +112,19 @@ def test_fault_of_a_part_of_the_copy(
     assert result.status == 0, result.stderr
     assert named in result.stderr
     assert result.summary["copied"] - DATA <= IN_FLIGHT
+    assert same_image(disk, target)
+
+
+def test_worker_that_takes_no_tasks(lab: Lab) -> None:
+    """A worker that lives and takes nothing, as after a reconnection that went wrong, is replaced."""
+    disk, target = scattered_disk(lab, 2 * BATCHES), lab.path("copy.qcow2")
+    with slow_server(disk, lab.path("source.sock"), "--read-only") as source:
+        with copy_midway(lab, source.uri, target, target.with_name("copy.qcow2.partial")) as copy:
+            make_app(copy.redis_url()).control.cancel_consumer(site_queue("local"))
+            result = copy.finish()
+    assert result.status == 0, result.stderr
+    assert "the worker takes none" in result.stderr
+    assert result.summary["copied"] == 2 * DATA
     assert same_image(disk, target)
 
 
