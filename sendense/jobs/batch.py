@@ -88,7 +88,8 @@ def _to_verify(stored: Connection, extents: list[Extent], timeout: float, beat: 
 
 def _record(ledger: Ledger, settings: Settings, spec: JobSpec, claim: Claim, outcome: Outcome) -> str:
     rest = _rest(settings, spec, claim, outcome) if outcome.failed else None
-    if rest and not rest.stored.packed:
+    if rest and (not rest.stored.packed or spec.kind == "verify"):
+        # A verification's batches are compared with the copy's, so they stay whole.
         return _give_back(ledger, settings, claim, _read_error(spec, outcome), outcome.copied)
     data = rest.stored.data if rest else batch_of(claim.extents).data
     ours = ledger.record(claim, outcome.digest, outcome.copied, data, outcome.retries, rest)

@@ -21,7 +21,7 @@ def run_survey(ledger: Ledger, handles: Handles, settings: Settings, job: str) -
     The handles stay open for the copy: an export that takes one client may end when that client leaves.
     """
     spec = ledger.spec(job)
-    if not spec:
+    if not spec or ledger.state(job) != "preparing":  # its message came twice
         return
     try:
         _survey(ledger, handles, settings, spec)
