@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from sendense.errors import InputError
 from sendense.retry import BASE_DELAY_SECONDS
 from sendense.units import MiB
 
@@ -49,3 +50,13 @@ class Settings(BaseSettings):
 
     requests_in_flight: int = Field(default=16, ge=1, le=128)
     """Requests of one process under way at once: with 1 MiB each, what nbdcopy's speed takes."""
+
+
+def load_settings() -> Settings:
+    """The settings of this process; InputError names the variable that is wrong."""
+    try:
+        return Settings()
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        name = f"SENDENSE_{'_'.join(map(str, first['loc'])).upper()}"
+        raise InputError(f"{name}={first['input']}: {first['msg']}", f"Correct or unset {name}.") from exc

@@ -10,14 +10,14 @@ from sendense.jobs.batch import run_batch
 from sendense.jobs.ledger import Ledger
 from sendense.jobs.ledger import connect as connect_redis
 from sendense.jobs.survey import run_survey
-from sendense.settings import Settings
+from sendense.settings import Settings, load_settings
 from workers.app import REDIS_URL, app
 from workers.handles import Handles
 
 
 @lru_cache
 def _settings() -> Settings:
-    return Settings()
+    return load_settings()
 
 
 @lru_cache

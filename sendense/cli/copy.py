@@ -35,11 +35,11 @@ def copy(
     from sendense.local.admission import admit
     from sendense.local.request import CopyRequest
     from sendense.local.stack import Stack
-    from sendense.settings import Settings
+    from sendense.settings import load_settings
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    settings = Settings()
+    settings = load_settings()
     request = CopyRequest(
         source, target, workers=workers, verify=verify, resume=resume, force=force, target_is_zero=target_is_zero
     )

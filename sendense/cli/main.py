@@ -2,7 +2,7 @@
 
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from sendense.cli.doctor import doctor
 from sendense.errors import InputError, InternalError, SendenseError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+# Its base is what Typer raises for wrong usage, and exports only as this subclass of it.
+_UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="sendense",
@@ -48,7 +51,12 @@ def main() -> None:
     if debug:  # also taken behind the command's name
         sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except _UsageError as exc:
+        usage, command = (exc.ctx.get_usage(), exc.ctx.command_path) if exc.ctx else ("", app.info.name)
+        if message := exc.format_message():  # without any argument the help was printed, and says it all
+            fail(InputError(message, f"{usage}   (more: {command} --help)".lstrip()))
+        sys.exit(EXIT_USAGE)
     except SendenseError as exc:
         if debug:
             traceback.print_exc()

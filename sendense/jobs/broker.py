@@ -11,7 +11,7 @@ from sendense.jobs.driver import Dispatch
 from sendense.jobs.ledger import LedgerUnavailable
 from sendense.jobs.queues import COPY_EXTENTS, FILL_POOL, HUB_QUEUE, SETTLE, SETTLE_AFTER_LOSS, SURVEY, site_queue
 from sendense.models import JobSpec
-from sendense.settings import Settings
+from sendense.settings import load_settings
 
 Unavailable = (*LedgerUnavailable, OperationalError)
 """What a call raises while Redis is away, as the ledger or as the broker."""
@@ -32,7 +32,7 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery has no types
 @lru_cache
 def make_app(redis_url: str) -> Celery:
     """The Celery application on the Redis at `redis_url`."""
-    settings = Settings()
+    settings = load_settings()
     address = redis_url.replace("unix://", "socket://", 1)  # Celery's name for it
     broker = f"redis+{address}" if address.startswith("socket://") else address
     backend = f"{ResultBackend.__module__}:{ResultBackend.__name__}+{address}"
