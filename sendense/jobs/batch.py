@@ -6,12 +6,13 @@ whatever repeats it finds the batch recorded or claimed, and returns.
 """
 
 import logging
+from contextlib import suppress
 from typing import Protocol
 
 from sendense.errors import ClaimLost, EndpointError, ReadFailed, SendenseError, StalledRequest
 from sendense.extents import Extent
 from sendense.jobs.claim import ClaimKeeper
-from sendense.jobs.ledger import Claim, Ledger, Rest
+from sendense.jobs.ledger import Claim, Ledger, LedgerUnavailable, Rest
 from sendense.jobs.plan import batch_of
 from sendense.models import Failure, JobSpec
 from sendense.nbd.blocks import map_extents
@@ -56,7 +57,8 @@ def run_batch(ledger: Ledger, handles: Handles, settings: Settings, job: str, ba
             handles.drop()
             raise _diagnosed(exc, keeper) from exc
     except ClaimLost:
-        ledger.abandon(claim, keeper.copied)
+        with suppress(*LedgerUnavailable):  # then it lapses
+            ledger.abandon(claim, keeper.copied)
         return "claim lost"
     except SendenseError as exc:
         return _give_back(ledger, settings, claim, exc, keeper.copied)

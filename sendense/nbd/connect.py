@@ -355,6 +355,8 @@ class Handshake:
             self._enter("greeting")  # it came within the same call
         if self.stage == "greeting" and "send:" in exc.string:
             self._enter("negotiation")  # the client answers a greeting, and says nothing before
+        if self.endpoint.tls and ("gnutls" in exc.string or self.stage == "negotiation"):
+            self._enter("tls")  # which a client that wants TLS asks for at once
         if self.stage == "connect":
             if exc.errnum == errno.EAGAIN:  # how Linux refuses a Unix socket whose queue is full
                 return NoGreeting(uri, f"{self.endpoint.address}: as many clients as fit are waiting already", state)
@@ -371,7 +373,7 @@ class Handshake:
 
     def _closed(self) -> EndpointError:
         """The handle ended without an error of its own: libnbd's way to say that TLS was declined."""
-        if self.stage == "tls":
+        if self.endpoint.tls and self.stage in ("greeting", "negotiation", "tls"):
             return TlsFailed(self.endpoint.uri, "the server does not offer TLS", self._state())
         return ConnectionLost(self.endpoint.uri, f"closed in stage '{self.stage}'", self._state())
 
