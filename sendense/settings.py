@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sendense.errors import InputError
 from sendense.retry import BASE_DELAY_SECONDS
-from sendense.units import MiB
+from sendense.units import KiB, MiB
 
 PREFIX = "SENDENSE_"
 
@@ -51,8 +51,8 @@ class Settings(BaseSettings):
     task_time_limit: float = Field(default=1800.0, gt=0)
     """Seconds until Celery kills a process that Python cannot wake: 128 MiB at 75 kB/s."""
 
-    request_bytes: int = Field(default=1 * MiB, ge=65536)
-    """Bytes of one NBD request: 512 KiB to 2 MiB measured alike, 256 KiB slower."""
+    request_bytes: int = Field(default=1 * MiB, ge=64 * KiB, le=32 * MiB, multiple_of=64 * KiB)
+    """Bytes of one NBD request: 512 KiB to 2 MiB measured alike, 256 KiB slower. Whole clusters, as digests are."""
 
     requests_in_flight: int = Field(default=16, ge=1, le=128)
     """Requests of one process under way at once: with 1 MiB each, what nbdcopy's speed takes."""

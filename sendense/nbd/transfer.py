@@ -151,7 +151,8 @@ class Transfer:
         data = split((extent for extent in extents if not extent.zero), self._limits.request)
         zeroes: Iterator[Extent] = iter(())
         if self._target and not self._target_is_zero:
-            zeroes = split((extent for extent in extents if extent.zero), ZERO_REQUEST)
+            limit = ZERO_REQUEST if self._target.connection.info.zero else self._limits.request
+            zeroes = split((extent for extent in extents if extent.zero), limit)
         poll = select.poll()
         sides = [side for side in (self._source, self._target) if side]
         for side in sides:

@@ -1,5 +1,6 @@
 """Settings come from the environment, and are checked."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ def test_others_names_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         ("TICK_SECONDS", "often"),
         ("TASK_TIME_LIMIT", ""),
         ("REQUEST_BYTES", "512"),
+        ("REQUEST_BYTES", "100000"),
         ("REQUESTS_IN_FLIGHT", "0"),
         ("REQUESTS_IN_FLIGHT", "1000"),
     ],
@@ -79,3 +81,10 @@ def test_what_cannot_be_meant_is_named(monkeypatch: pytest.MonkeyPatch, name: st
     monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=name):
         load_settings()
+
+
+def test_every_setting_is_documented() -> None:
+    """docs/settings.md has each setting, and none that is not there."""
+    text = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+    named = re.findall(r"^\| `SENDENSE_([A-Z_]+)`", text, re.MULTILINE)
+    assert sorted(named) == sorted(name.upper() for name in Settings.model_fields)
