@@ -1,10 +1,19 @@
 """Fixtures for all tests."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.integration.support import Lab, open_lab
 from tests.servers import certificates
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """A folder for disks and a state folder; no process that knows it is left in the end."""
+    with open_lab() as lab:
+        yield lab
 
 
 @pytest.fixture(scope="session")

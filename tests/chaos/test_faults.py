@@ -10,7 +10,7 @@ import pytest
 from sendense.jobs.broker import make_app
 from sendense.jobs.queues import site_queue
 from tests.chaos.running import BATCH, BATCHES, QUICK, RunningCopy, copy_midway, scattered_disk, slow_server
-from tests.integration.support import Lab, open_lab, same_image
+from tests.integration.support import Lab, same_image
 from tests.servers import Server
 
 DATA = BATCHES * BATCH
@@ -18,13 +18,6 @@ IN_FLIGHT = 2 * BATCH
 """What two processes may have under way, and so have to copy again after one fault."""
 STOPPED_SECONDS = QUICK["no_progress_timeout"] + 10
 """Long enough for the deadline, the doctor's look (five seconds), and a failed attempt behind that."""
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    """A folder for one test's disks and copies."""
-    with open_lab() as lab:
-        yield lab
 
 
 @pytest.fixture

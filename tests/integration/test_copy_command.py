@@ -3,7 +3,7 @@
 import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,6 @@ from tests.integration.support import (
     faulty,
     make_disk,
     make_junk,
-    open_lab,
     same_image,
     tool,
 )
@@ -30,13 +29,6 @@ HASTY = {"tick_seconds": 0.1, "retry_seconds": 0.05}
 
 STUCK = {"connect_timeout": 60}
 """A server that the test stops counts as slow, and not as gone."""
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    """A folder for disks and a state folder; no process that knows it is left in the end."""
-    with open_lab() as lab:
-        yield lab
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Copies from and to every kind of server and image: whatever a server lacks or loses, the target ends up the same."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from tests.integration.support import (
     make_disk,
     make_junk,
     make_scattered_disk,
-    open_lab,
     same_image,
     storage_daemon,
     tool,
@@ -31,13 +30,6 @@ FLAKY = {"request_bytes": 64 * KiB}
 
 HASTY = {"tick_seconds": 0.1, "retry_seconds": 0.05}
 """What failed is tried again as soon as its delay is over."""
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    """A folder for disks and a state folder; no process that knows it is left in the end."""
-    with open_lab() as lab:
-        yield lab
 
 
 @dataclass(frozen=True)

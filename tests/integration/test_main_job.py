@@ -3,22 +3,14 @@
 import json
 import os
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.integration.support import Lab, MiB, compare_images, open_lab, same_image, tool
+from tests.integration.support import Lab, MiB, compare_images, same_image, tool
 from tests.servers import nbdkit
 
 MAKE_DISK = Path(__file__).resolve().parents[2] / "deploy" / "make-disk"
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    """A folder for disks and a state folder; no process that knows it is left in the end."""
-    with open_lab() as lab:
-        yield lab
 
 
 def cut_partition(disk: Path, partition: Path) -> None:

@@ -23,3 +23,12 @@ local function report(batch, copied)
     redis.call('HSET', key('progress'), batch, copied)
   end
 end
+local function try_again(batch, failure, delay) -- after so many seconds, or never when that is negative
+  redis.call('RPUSH', key('failures'), failure)
+  if delay < 0 then
+    redis.call('HSET', key('failed'), batch, failure)
+  else
+    redis.call('ZADD', key('later'), now + delay, batch)
+    add('retries', 1)
+  end
+end

@@ -17,12 +17,6 @@ if ARGV[7] then
   redis.call('HSET', key('plan'), batch, ARGV[7])
   redis.call('HSET', key('plan'), rest, ARGV[8])
   redis.call('HSET', key('attempts'), rest, redis.call('HGET', key('attempts'), batch))
-  redis.call('RPUSH', key('failures'), ARGV[9])
-  if tonumber(ARGV[10]) < 0 then
-    redis.call('HSET', key('failed'), rest, ARGV[9])
-  else
-    redis.call('ZADD', key('later'), now + tonumber(ARGV[10]), rest)
-    add('retries', 1)
-  end
+  try_again(rest, ARGV[9], tonumber(ARGV[10]))
 end
 return 1

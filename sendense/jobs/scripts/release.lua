@@ -4,14 +4,8 @@ local batch = ARGV[1]
 if owner_of(batch) ~= ARGV[2] then return 0 end
 report(batch, tonumber(ARGV[4]))
 unclaim(batch)
-redis.call('RPUSH', key('failures'), ARGV[3])
 if ARGV[6] == '1' then add('stalls', 1) end
-if tonumber(ARGV[5]) < 0 then
-  redis.call('HSET', key('failed'), batch, ARGV[3])
-else
-  redis.call('ZADD', key('later'), now + tonumber(ARGV[5]), batch)
-  add('retries', 1)
-end
+try_again(batch, ARGV[3], tonumber(ARGV[5]))
 if ARGV[7] == '1' and get('state') == 'copying' then
   redis.call('HSET', key('job'), 'state', 'failed', 'ended', now)
 end

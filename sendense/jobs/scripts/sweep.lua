@@ -9,16 +9,11 @@ for _, batch in ipairs(redis.call('ZRANGEBYSCORE', key('claims'), '-inf', now)) 
   local attempt = tonumber(redis.call('HGET', key('attempts'), batch))
   local failure = cjson.encode({
     batch = tonumber(batch), attempt = attempt, error = 'ClaimLapsed', worker = owner,
-    message = 'batch ' .. batch .. ': its worker ' .. owner .. ' stopped renewing its claim (killed, stopped or cut off)',
+    message = string.format('batch %d: its worker %s stopped renewing its claim (killed, stopped or cut off)',
+      batch + 1, owner),
     hint = 'Look at that worker and its machine.'})
   unclaim(batch)
-  redis.call('RPUSH', key('failures'), failure)
-  if attempt >= tonumber(ARGV[2]) then
-    redis.call('HSET', key('failed'), batch, failure)
-  else
-    redis.call('ZADD', key('later'), now + tonumber(ARGV[5]), batch)
-    add('retries', 1)
-  end
+  try_again(batch, failure, attempt >= tonumber(ARGV[2]) and -1 or tonumber(ARGV[5]))
   add('stalls', 1)
   answer[#answer + 1] = batch
   answer[#answer + 1] = owner
