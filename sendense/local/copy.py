@@ -23,7 +23,7 @@ from sendense.nbd.serve import serve_source, serve_target
 from sendense.nbd.uri import parse
 from sendense.settings import Settings
 
-LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.05
 """Between two looks at the ledger."""
 
 SURVEY_SILENCE_SECONDS = 20.0
@@ -149,7 +149,7 @@ class LocalCopy:
                 return survey
             if state == "failed":
                 raise self._error(self._ledger.failures(job)[-1:])
-            time.sleep(LOOK_SECONDS / 5)
+            time.sleep(LOOK_SECONDS / 2)
 
     def _send_survey(self, tries: int) -> None:
         if tries >= MOST_SURVEYS:

@@ -142,7 +142,11 @@ class Stack:
     def close(self) -> None:
         """End every child."""
         self._worker.kill()
-        children = [*(child for child, _ in self._servers.values()), self._redis]
+        children = [child for child, _ in self._servers.values()]
+        if self._folder.is_unfinished:
+            children.append(self._redis)
+        else:
+            self._redis.kill()  # there is nothing that it would have to keep
         for child in children:
             child.ask_to_end()
         for child in children:
@@ -194,9 +198,4 @@ def _redis_command(folder: StateFolder) -> list[str]:
 
 
 def _worker_command(name: str, processes: int) -> list[str]:
-    return [
-        *(sys.executable, "-m", "celery", "-A", "workers.app", "worker", "--hostname", f"{name}@%h"),
-        *("--queues", f"{HUB_QUEUE},{site_queue(SITE)}", "--concurrency", str(processes)),
-        # Mingling with other workers costs a second at the start, and there are none.
-        *("--pool", "prefork", "--without-mingle", "--without-gossip", "--loglevel", "WARNING"),
-    ]
+    return [sys.executable, "-m", "workers", name, str(processes), f"{HUB_QUEUE},{site_queue(SITE)}"]

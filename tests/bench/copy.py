@@ -130,12 +130,15 @@ class MemoryWatch(threading.Thread):
         """Told by the command line; a pool process of Celery is a fork, with the command line of its parent."""
         if process.pid == self._root.pid:
             return "command"
-        words = " ".join(process.cmdline())
-        if "celery" in words:
+        if _is_worker(process):
             parent = process.parent()
-            in_pool = parent is not None and "celery" in " ".join(parent.cmdline())
+            in_pool = parent is not None and _is_worker(parent)
             return "worker process" if in_pool else "worker main"
         return process.name()
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    return process.cmdline()[1:3] == ["-m", "workers"]
 
 
 def copy_once(command: list[str], *, watch: bool = False) -> tuple[float, str, dict[str, int]]:

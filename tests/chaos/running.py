@@ -76,7 +76,7 @@ class RunningCopy:
 
     def worker(self) -> psutil.Process:
         """The main process of the Celery worker."""
-        return self.family("workers.app")[0]
+        return self.family("-m workers")[0]
 
     def worker_processes(self) -> list[psutil.Process]:
         """The processes that copy."""
