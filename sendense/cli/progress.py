@@ -20,6 +20,9 @@ RATE_SECONDS = 10.0
 LINE_SECONDS = 5.0
 """Between two plain lines."""
 
+DRAW_SECONDS = 0.2
+"""Between two pictures on a terminal: each costs milliseconds that the copy could use."""
+
 
 def make_watcher(*, quiet: bool) -> "Watcher":
     """What suits where the output goes. Everything is written to stderr: stdout is for results."""
@@ -96,6 +99,7 @@ class LiveWatcher(Watcher):
         super().__init__(console)
         # Drawn by `show` alone: a refresh thread of its own would go on drawing while the copy stands still.
         self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._drawn = 0.0
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -107,14 +111,18 @@ class LiveWatcher(Watcher):
         self._live.stop()
 
     def show(self, phase: str, progress: Progress) -> None:
-        """Draw it."""
+        """Draw it, when it is time to."""
+        rate = self._rate(progress)
+        if time.monotonic() - self._drawn < DRAW_SECONDS and progress.state == "copying":
+            return
+        self._drawn = time.monotonic()
         table = Table.grid(padding=(0, 2))
         for activity in progress.active:
             worker = activity.worker.split("/")[1]
             table.add_row(f"  process {worker}", f"batch {activity.batch + 1}", show_bytes(activity.done))
         bar = Table.grid()  # which ends the line behind it
         bar.add_row(ProgressBar(total=max(1, progress.data), completed=_moved(progress), width=60))
-        self._live.update(Group(Text(f"{phase}: {_counts(progress, self._rate(progress))}"), bar, table), refresh=True)
+        self._live.update(Group(Text(f"{phase}: {_counts(progress, rate)}"), bar, table), refresh=True)
 
 
 def _moved(progress: Progress) -> int:
