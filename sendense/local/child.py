@@ -21,7 +21,8 @@ class Child:
 
     def __init__(self, name: str, argv: Sequence[str], log: Path, env: dict[str, str] | None = None) -> None:
         self.name, self.argv, self.log = name, list(argv), log
-        self._env = {**os.environ, **(env or {})}
+        # What it leaves in a temporary folder when it is killed goes with its log's.
+        self._env = {**os.environ, "TMPDIR": str(log.parent), **(env or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self.starts = 0
 

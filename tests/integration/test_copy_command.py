@@ -476,3 +476,14 @@ def test_spoiled_image(lab: Lab, source: Path) -> None:
         assert (found.status, target.exists(), partial.exists()) == (3, False, True)
         lab.copied(server.uri, target, "--resume", "--verify")
     assert difference(source, target) is None
+
+
+def test_nothing_is_left_in_the_temporary_folder(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy's processes are killed in the end, and leave no temporary files of theirs behind."""
+    temporary = lab.path("tmp")
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    disk = make_disk(lab.path("disk.raw"), 8 * MiB)
+    lab.copied(disk, "copy.qcow2", "--verify")
+    assert list(temporary.iterdir()) == []
+    assert same_image(disk, lab.path("copy.qcow2"))
