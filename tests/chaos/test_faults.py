@@ -168,17 +168,20 @@ def test_source_killed_and_started_again(lab: Lab, disk: Path, source: Server) -
     assert same_image(disk, target)
 
 
-def test_own_source_server_killed(lab: Lab, disk: Path) -> None:
-    """The server that the copy runs for a local source is started again when it is killed."""
+@pytest.mark.parametrize(
+    ("number", "named"), [(signal.SIGKILL, "source ended"), (signal.SIGSTOP, "the source server stopped answering")]
+)
+def test_own_source_server(lab: Lab, disk: Path, number: signal.Signals, named: str) -> None:
+    """The server that the copy runs for a local source is started again when it is killed, or stops for good."""
     stored = lab.path("stored.raw")
     with stored.open("wb") as file:
         file.truncate(disk.stat().st_size)
     with slow_server(stored, lab.path("target.nbd")) as target:
         with copy_midway(lab, disk, target.uri, stored) as copy:
-            copy.family("source.sock")[0].kill()
+            copy.family("source.sock")[0].send_signal(number)
             result = copy.finish()
     assert result.status == 0, result.stderr
-    assert "source ended" in result.stderr
+    assert named in result.stderr
     assert stored.read_bytes() == disk.read_bytes()
 
 
