@@ -6,13 +6,20 @@ Every error that Sendense raises on purpose.
     │   └── TargetTooSmall, TargetReadOnly, SourceChanged
     ├── EndpointError         an NBD server cannot be used; its verdict is the doctor's word for why
     │   ├── Unresolvable, Refused, Unreachable, NoGreeting, NotNbd, HandshakeStalled
-    │   ├── NoSuchExport, TlsRequired, TlsFailed, ConnectionLost
+    │   ├── NoSuchExport, ExportGone, TlsRequired, TlsFailed, ConnectionLost, SourceRefused
     ├── RequestError          one NBD request failed: says which bytes
     │   ├── ReadFailed, ReadStalled
     │   └── WriteFailed, WriteStalled, TargetFull
+    ├── SiteError             a VMware site cannot be used, or refused what was asked
+    │   ├── SiteUnreachable, CertificateRefused, LoginRefused, SessionLost, PermissionMissing
+    │   ├── VmGone, SnapshotGone, SnapshotFailed, QuiesceFailed, PowerFailed, ChangesUnknown
+    │   └── SiteBusy, SiteFault
     ├── InternalError         a fault of our own
+    ├── Cancelled             a user cancelled the job
     ├── ClaimLost             the ledger gave this batch to somebody else, or stopped the job
     └── JobFailed             a job ended without its data stored
+        ├── ExportsUnavailable   the hub's exports daemon does not answer, or an image is in use
+        └── Different            what is stored is not what was copied
 
 A class fixes whether trying again can help (`retryable`) and what to do (`hint`). Instances are rebuilt from
 `args` when they cross a process, so `super().__init__` gets exactly the constructor's positional arguments.
@@ -70,6 +77,20 @@ class JobFailed(SendenseError):
         return self.message
 
 
+class ExportsUnavailable(JobFailed):
+    """The exports daemon did not do what it was asked; it is being started again, or an image is still in use."""
+
+    retryable = True
+
+
+class Different(JobFailed):
+    """What is stored is not what was copied."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "Look at the storage. Resuming a backup's job copies those parts again.")
+        self.args = (message,)
+
+
 class ClaimLost(SendenseError):
     """A task may not go on with its batch: its claim lapsed, or its job was stopped."""
 
@@ -79,6 +100,18 @@ class ClaimLost(SendenseError):
 
     def __str__(self) -> str:
         return f"job {self.job} batch {self.batch}: the claim is no longer ours"
+
+
+class Cancelled(SendenseError):
+    """A user cancelled the job."""
+
+    def __init__(self, job: str) -> None:
+        super().__init__(job)
+        self.job = job
+        self.hint = f"Go on with it: sendense jobs resume {job}"
+
+    def __str__(self) -> str:
+        return f"job {self.job} was cancelled"
 
 
 class EndpointError(SendenseError):
@@ -150,6 +183,13 @@ class NoSuchExport(EndpointError):
     hint = "Put one of the server's exports at the end of the URI (sendense doctor URI lists them)."
 
 
+class ExportGone(EndpointError):
+    """The hub does not offer its job's export now: the daemon was started again, or the job has ended."""
+
+    verdict = "export-gone"
+    hint = "The hub puts it back by itself; if it does not, look at exports.log there."
+
+
 class TlsRequired(EndpointError):
     """The server takes only TLS."""
 
@@ -171,6 +211,14 @@ class ConnectionLost(EndpointError):
 
     verdict = "connection-lost"
     hint = "The server ended or cut the connection: look at its log."
+
+
+class SourceRefused(EndpointError):
+    """The nbdkit that reads a VM's disk did not open it; the detail is what it said, as only it knows the reason."""
+
+    verdict = "source-refused"
+    attempts = 3
+    hint = "Check the site's user, password_file, thumbprint and nbdkit_options in the settings of this machine."
 
 
 class RequestError(SendenseError):
@@ -271,3 +319,105 @@ class SourceChanged(InputError):
             "Start over with --force, or bring the source back as it was.",
         )
         self.args = (source, before, now)
+
+
+class SiteError(SendenseError):
+    """A VMware site cannot be used, or its vCenter refused something; `detail` has vCenter's own words."""
+
+    def __init__(self, site: str, detail: str) -> None:
+        super().__init__(site, detail)
+        self.site, self.detail = site, detail
+
+    def __str__(self) -> str:
+        return f"site {self.site}: {self.detail}"
+
+
+class SiteUnreachable(SiteError):
+    """vCenter does not answer, or not as a vCenter does."""
+
+    retryable = True
+    hint = "Check vcenter in the site's settings, the way from this machine to it, and that vCenter's services run."
+
+
+class CertificateRefused(SiteError):
+    """vCenter showed a certificate that nothing here vouches for; the password was not sent."""
+
+    def __init__(self, site: str, detail: str, thumbprint: str = "") -> None:
+        SendenseError.__init__(self, site, detail, thumbprint)
+        self.site, self.detail, self.thumbprint = site, detail, thumbprint
+        self.hint = (
+            f"If it is vCenter's (compare it on its console), pin it with thumbprint = '{thumbprint}' in the site's "
+            "settings; or name its authority with ca_file."
+            if thumbprint
+            else "Name the certificate's authority with ca_file, or the certificate itself with thumbprint."
+        )
+
+
+class LoginRefused(SiteError):
+    """vCenter does not take this user and password."""
+
+    hint = "Check user and password_file in the site's settings, and that the account is not locked."
+
+
+class SessionLost(SiteError):
+    """A session ended as soon as it began."""
+
+    retryable = True
+    hint = "Look at vCenter's sessions: another program may be ending them, or their number is at its limit."
+
+
+class PermissionMissing(SiteError):
+    """The user may log in, and not do this."""
+
+    hint = "Give the site's user this privilege in vCenter, on the VM or a folder above it."
+
+
+class VmGone(SiteError):
+    """The VM is no longer there."""
+
+    hint = "It was deleted or unregistered: look for it with 'sendense vms'."
+
+
+class SnapshotGone(SiteError):
+    """Somebody removed the snapshot that was being read."""
+
+    hint = "Back the VM up again; look in vCenter's events for who removed the snapshot."
+
+
+class SnapshotFailed(SiteError):
+    """vCenter did not make or remove a snapshot."""
+
+    retryable = True
+    hint = "Look at the VM's tasks and events in vCenter."
+
+
+class QuiesceFailed(SiteError):
+    """The guest could not be quiesced; no snapshot was made."""
+
+    hint = "Look at VMware Tools and the VSS writers in the guest, or back it up with --no-quiesce."
+
+
+class PowerFailed(SiteError):
+    """The VM did not turn on or off."""
+
+    retryable = True
+    hint = "Look at the VM's console, tasks and events in vCenter."
+
+
+class ChangesUnknown(SiteError):
+    """vCenter cannot say what changed since a change ID: the disk has to be copied whole."""
+
+    hint = "A full backup of the disk starts a new chain."
+
+
+class SiteBusy(SiteError):
+    """vCenter cannot do it now: something else is under way, or a host does not answer it."""
+
+    retryable = True
+    hint = "It is tried again; look at the VM's tasks, and at the state of its host, in vCenter."
+
+
+class SiteFault(SiteError):
+    """vCenter answered with a fault that nothing here expects."""
+
+    hint = "Look at vCenter's tasks and events at that time."

@@ -15,6 +15,72 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class VmRef(_Frozen):
+    """A VM as a site names it: `uuid` (vCenter's instance UUID) is its identity, `moref` how vCenter is spoken to."""
+
+    site: str
+    moref: str
+    uuid: str
+    name: str
+
+
+class VmDisk(_Frozen):
+    """A disk of a VM as its configuration has it. Size in bytes."""
+
+    key: int
+    """VMware's device key: the disk's identity within its VM."""
+    label: str
+    file: str
+    """`[datastore] path.vmdk`, as the running VM has it."""
+    size: int
+    refusal: str = ""
+    """Why it cannot be backed up (independent, physical RDM, …); empty when it can."""
+
+
+class VmInfo(_Frozen):
+    """A VM as `sendense vms show` has it."""
+
+    ref: VmRef
+    path: str
+    """Inventory path, `/datacenter/vm/folder/name`."""
+    power: Literal["on", "off", "suspended"]
+    host: str
+    tools: bool
+    """VMware Tools run in the guest: it can be quiesced and shut down."""
+    tracking: bool
+    """Change tracking is turned on."""
+    tracking_possible: bool
+    snapshots: int
+    disks: list[VmDisk]
+    allocated: dict[int, int] = Field(default_factory=dict)
+    """Bytes that each disk takes on its datastore, by key, where the site says so."""
+
+
+class SnapshotDisk(_Frozen):
+    """A disk as a snapshot froze it: `change_id` says up to where its changes are known, empty without tracking."""
+
+    key: int
+    file: str
+    size: int
+    change_id: str
+
+
+class DiskSource(_Frozen):
+    """What a node needs to open a VM's disk at a snapshot; the site's settings on that node have the rest."""
+
+    site: str
+    vm: str
+    """The VM's moref."""
+    snapshot: str
+    """The snapshot's moref."""
+    file: str
+    thumbprint: str
+    """Of vCenter's certificate, as it was accepted at login."""
+
+    def __str__(self) -> str:
+        return f"{self.file} of {self.vm} at {self.snapshot}"
+
+
 class JobSpec(_Frozen):
     """What a job was asked to do. Stored as it was submitted; `target` follows once its server is up."""
 
@@ -24,13 +90,24 @@ class JobSpec(_Frozen):
     name: str
     """How operators know the job: the target's file name, say."""
     source: str
-    """NBD URI that is read: the disk to copy, or the stored image to verify."""
+    """NBD URI that is read: the disk to copy, or the stored image to verify; empty when `disk` is."""
+    disk: DiskSource | None = None
+    """The VM's disk that is read, through an nbdkit of each process's own."""
     target: str = ""
     """NBD URI that is written; empty for verify, and until the target's server is up."""
     target_is_zero: bool = False
     """The target is known to read as zeroes, so zeroes are skipped."""
     of: str = ""
     """verify: the job whose digests the source is compared with."""
+    part_of: str = ""
+    """The user's job that this is one disk of; it is told when the copying ends."""
+    solo: bool = False
+    """An endpoint may take one client only: everything goes through one process."""
+
+    @property
+    def source_label(self) -> str:
+        """The source, for messages."""
+        return str(self.disk) if self.disk else self.source
 
 
 class Survey(_Frozen):
@@ -57,6 +134,8 @@ class Failure(_Frozen):
     uri: str = ""
     """The endpoint that the error is about, where it is about one."""
     stalled: bool = False
+    retryable: bool = False
+    """Trying again may help."""
     usage: bool = False
     """The request was wrong: trying again without changing it is pointless."""
     worker: str = ""

@@ -1,11 +1,14 @@
-"""Settings: every number that an operator may change, from the environment (SENDENSE_…), each with unit and reason."""
+"""Settings: what an operator may change, from a TOML file and SENDENSE_…, each with its unit and reason."""
 
 import math
 import os
+import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from sendense.errors import InputError
 from sendense.retry import BASE_DELAY_SECONDS
@@ -16,10 +19,72 @@ PREFIX = "SENDENSE_"
 WORKER_VARIABLES = {"SENDENSE_REDIS", "SENDENSE_WORKER"}
 """What whoever starts a worker tells it: no settings."""
 
+CONFIG_VARIABLE = "SENDENSE_CONFIG"
+"""Names the settings file; without it the first of CONFIG_FILES that is there is read, or none."""
+
+_SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+"""It becomes a part of queues' names."""
+
+HUB_SITE, LOCAL_SITE = "hub", "local"
+"""Sites of our own: where a hub copies for restores and verifications, and where `sendense copy` does."""
+
 
 def _state_home() -> Path:
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(base) / "sendense"
+
+
+def config_files() -> list[Path]:
+    """Where a settings file is looked for when SENDENSE_CONFIG names none."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return [home / "sendense" / "sendense.toml", Path("/etc/sendense/sendense.toml")]
+
+
+class Site(BaseModel):
+    """A VMware site: its vCenter, and how its disks are read there. Used only on machines of that site."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vcenter: str = Field(min_length=1)
+    """HOST or HOST:PORT."""
+
+    user: str = Field(min_length=1)
+
+    password_file: Path
+    """A file that only its owner may read; the password goes nowhere else."""
+
+    thumbprint: str = Field(default="", pattern=r"^$|^([0-9A-Fa-f]{2}:){19}[0-9A-Fa-f]{2}$")
+    """SHA-1 of vCenter's certificate, as VDDK wants it: with it that very certificate is taken, whoever signed it."""
+
+    ca_file: Path | None = None
+    """Who may have signed vCenter's certificate, where no thumbprint is given; unset: whom the system trusts."""
+
+    nbdkit_plugin: str = "vddk"
+    """Name or path of the nbdkit plugin that reads disks."""
+
+    nbdkit_options: dict[str, str] = Field(default_factory=dict)
+    """More of the plugin's parameters: libdir, transports, compression, nfchostport."""
+
+    snapshot_seconds: float = Field(default=900.0, gt=0)
+    """Seconds that vCenter may take to make or remove one snapshot: consolidation of a busy disk takes minutes."""
+
+    shutdown_seconds: float = Field(default=300.0, gt=0)
+    """Seconds that a guest may take to shut down before its VM is powered off."""
+
+    @property
+    def host(self) -> str:
+        """vCenter's host name or address."""
+        return self._address[0]
+
+    @property
+    def port(self) -> int:
+        """vCenter's HTTPS port."""
+        return self._address[1]
+
+    @property
+    def _address(self) -> tuple[str, int]:
+        host, _, port = self.vcenter.rpartition(":")
+        return (host, int(port)) if host and port.isdigit() else (self.vcenter, 443)
 
 
 class Settings(BaseSettings):
@@ -28,7 +93,16 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     state_dir: Path = Field(default_factory=_state_home)
-    """Where unfinished copies keep their ledger and sockets."""
+    """Where unfinished copies and running jobs keep their ledger, sockets and logs."""
+
+    repository: Path | None = None
+    """The folder of the restore points."""
+
+    sites: dict[str, Site] = Field(default_factory=dict)
+    """The VMware sites, by name; only in the file."""
+
+    processes: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=64)
+    """Copying processes of a site's worker on this machine."""
 
     connect_timeout: float = Field(default=10.0, gt=0)
     """Seconds for each stage of a connection: a greeting over a slow tunnel takes well under one."""
@@ -57,6 +131,26 @@ class Settings(BaseSettings):
     requests_in_flight: int = Field(default=16, ge=1, le=128)
     """Requests of one process under way at once: with 1 MiB each, what nbdcopy's speed takes."""
 
+    @property
+    def hub_dir(self) -> Path:
+        """Where a hub has its Redis, its sockets and its logs."""
+        return self.state_dir.absolute() / "hub"
+
+    @property
+    def qmp_socket(self) -> Path:
+        """Where the exports daemon takes commands."""
+        return self.hub_dir / "exports.sock"
+
+    @property
+    def nbd_socket(self) -> Path:
+        """Where the exports daemon serves."""
+        return self.hub_dir / "nbd.sock"
+
+    @property
+    def migrations_dir(self) -> Path:
+        """What is known of the targets of migrations."""
+        return self.state_dir.absolute() / "migrations"
+
     @field_validator("renew_seconds")
     @classmethod
     def _renew_in_time(cls, value: float, info: ValidationInfo) -> float:
@@ -65,17 +159,67 @@ class Settings(BaseSettings):
             raise ValueError(f"more than half of SENDENSE_CLAIM_SECONDS ({lasts}): claims would lapse")
         return value
 
+    @field_validator("sites")
+    @classmethod
+    def _sites_have_names(cls, value: dict[str, Site]) -> dict[str, Site]:
+        reserved = (HUB_SITE, LOCAL_SITE)
+        if wrong := [name for name in value if not _SITE_NAME.fullmatch(name) or name in reserved]:
+            raise ValueError(f"'{wrong[0]}' cannot be a site's name: small letters, digits and '-', not hub or local")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file, which `load_settings` passes in."""
+        return env_settings, init_settings
+
+
+def settings_file() -> Path | None:
+    """The settings file of this process; InputError when SENDENSE_CONFIG names one that is not there."""
+    if named := os.environ.get(CONFIG_VARIABLE):
+        path = Path(named).absolute()
+        if not path.is_file():
+            raise InputError(f"{CONFIG_VARIABLE}={named}: no such file", f"Correct or unset {CONFIG_VARIABLE}.")
+        return path
+    return next((path for path in config_files() if path.is_file()), None)
+
 
 def load_settings() -> Settings:
-    """The settings of this process; InputError names the variable that is wrong."""
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | WORKER_VARIABLES
+    """The settings of this process; InputError names the key or the variable that is wrong."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | WORKER_VARIABLES | {CONFIG_VARIABLE}
     if unknown := sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known):
         raise InputError(f"{unknown[0]}: no such setting", f"Known are: {', '.join(sorted(known - WORKER_VARIABLES))}.")
+    path = settings_file()
     try:
-        return Settings()
+        return Settings(**_read(path) if path else {})
     except ValidationError as exc:
         first = exc.errors()[0]
-        name = PREFIX + "_".join(map(str, first["loc"])).upper()
+        where = _where(path, first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{where}: no such setting", "docs/settings.md lists them all.") from exc
+        value = f" = {first['input']!r}" if first["type"] != "missing" else ""
         raise InputError(
-            f"{name}={first['input']}: {first['msg'].removeprefix('Value error, ')}", f"Correct or unset {name}."
+            f"{where}{value}: {first['msg'].removeprefix('Value error, ')}", "Correct it, or take it out."
         ) from exc
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise InputError(f"{path}: {exc}", "Correct the file, or name another in SENDENSE_CONFIG.") from exc
+    return {key: value for key, value in values.items() if f"{PREFIX}{key.upper()}" not in os.environ}
+
+
+def _where(path: Path | None, loc: tuple[int | str, ...]) -> str:
+    """The place of a value that is wrong: the variable, or the file and the key."""
+    variable = f"{PREFIX}{str(loc[0]).upper()}" if loc else ""
+    if path and variable not in os.environ:
+        return f"{path}: {'.'.join(map(str, loc))}"
+    return variable

@@ -345,6 +345,9 @@ class Transfer:
 
     def _write_error(self, extent: Extent, error: int) -> SendenseError:
         assert self._target
+        if error == errno.ENOTCONN:  # never sent by a server: libnbd's word for a handle that died
+            self._target.connection.broken = True
+            return ConnectionLost(self._target.connection.uri, "the connection broke")
         kind = TargetFull if error in (errno.ENOSPC, errno.EDQUOT) else WriteFailed
         return kind(self._target.connection.uri, extent.offset, extent.length, os.strerror(error))
 

@@ -3,14 +3,19 @@
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
 
+from sendense.errors import JobFailed
+
 # Ends with the parent even when that is killed: the kernel sends SIGKILL. setpriv(1) sets it up before the exec, and
 # the shell then looks whether the parent died in between, so there is no moment without cover.
 _LIFELINE = ("setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", '[ "$PPID" = "$1" ] || exit 1; shift; exec "$@"', "sh")
+
+START_SECONDS = 30.0
+"""A child that is not of use after this long never will be: all of them need well under two."""
 
 KILL_SECONDS = 2.0
 """A killed process is gone at once, unless the kernel has it wait for a disk."""
@@ -24,7 +29,6 @@ class Child:
         # What it leaves in a temporary folder when it is killed goes with its log's.
         self._env = {**os.environ, "TMPDIR": str(log.parent), **(env or {})}
         self._process: subprocess.Popen[bytes] | None = None
-        self.starts = 0
 
     @property
     def pid(self) -> int:
@@ -33,7 +37,6 @@ class Child:
 
     def start(self) -> None:
         """Start it, or start it again."""
-        self.starts += 1
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*_LIFELINE, str(os.getpid()), *self.argv],
@@ -96,6 +99,18 @@ class Child:
             return psutil.Process(self.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
+
+
+def wait_until(ready: Callable[[], bool], child: Child) -> None:
+    """Wait until a child is of use; JobFailed, with the end of its log, when it ends or takes too long."""
+    deadline = time.monotonic() + START_SECONDS
+    while not ready():
+        if not child.is_running():
+            raise JobFailed(f"the {child.name} ended at once: {child.last_words()}", f"Its log: {child.log}")
+        if time.monotonic() > deadline:
+            child.kill()
+            raise JobFailed(f"the {child.name} was not up within {START_SECONDS:.0f} s", f"Its log: {child.log}")
+        time.sleep(0.005)
 
 
 def _kill(processes: list[psutil.Process]) -> None:

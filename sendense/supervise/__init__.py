@@ -1,0 +1,1 @@
+"""Child processes that are kept up: started again when they ended, ended when they stopped answering."""

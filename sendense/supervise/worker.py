@@ -1,0 +1,49 @@
+"""A Celery worker as a child: kept up, kept present, and rid of processes that stopped."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from sendense.jobs import presence
+from sendense.supervise.child import Child
+from sendense.supervise.redis import PrivateRedis
+from sendense.supervise.service import Budget, Note, Service
+
+PRESENCE_GRACE_SECONDS = 20.0
+"""A worker that was started this long ago has to be present."""
+
+
+class Worker(Service):
+    """One worker main process with its pool. `name` has to be its alone among all that use this Redis."""
+
+    def __init__(
+        self, name: str, redis: PrivateRedis, queues: Sequence[str], log: Path, note: Note, budget: Budget
+    ) -> None:
+        environment = {"SENDENSE_REDIS": redis.url, "SENDENSE_WORKER": name}
+        super().__init__(Child("worker", [], log, environment), note, budget)
+        self.name, self._client, self._queues = name, redis.client, ",".join(queues)
+        self.processes = 1
+        """Processes that it is started with from now on."""
+        self._began = 0.0
+
+    def prepare(self) -> None:
+        """Its size may have changed since the last start."""
+        self.child.argv = [sys.executable, "-m", "workers", self.name, str(self.processes), self._queues]
+        self._began = time.monotonic()
+
+    def supervise(self) -> None:
+        """Start it again if it ended, or if its main process stopped; LedgerUnavailable when Redis does not answer."""
+        super().supervise()
+        if time.monotonic() - self._began > PRESENCE_GRACE_SECONDS:
+            if not presence.is_present(self._client, self.name):
+                self.restart("the worker stopped: killing it and starting another")
+
+    def claim_lapsed(self, owner: str) -> None:
+        """Kill the process that let its claim lapse, if it is ours: it is stopped, or Python cannot wake it."""
+        self.kill_process(int(owner.split("/")[1]))
+
+    def kill_process(self, pid: int) -> None:
+        """Kill a process of this worker, if it is one; what it did is done again by another."""
+        if self.child.kill_own_child(pid):
+            self.note(f"worker process {pid} stopped: killed, its work is done again")

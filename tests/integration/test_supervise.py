@@ -1,0 +1,199 @@
+"""Children that are kept up: what ends or stops is started again, for as long as that can help."""
+
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sendense.errors import JobFailed
+from sendense.jobs import presence
+from sendense.jobs.ledger import LedgerUnavailable
+from sendense.supervise.child import Child
+from sendense.supervise.redis import PrivateRedis
+from sendense.supervise.service import Budget, Service
+from sendense.supervise.worker import Worker
+from tests.servers import short_folder
+
+WAIT_SECONDS = 30.0
+"""Far more than anything here takes."""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder whose path is short enough for sockets."""
+    with short_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+def notes() -> list[str]:
+    """What an operator is told."""
+    return []
+
+
+@pytest.fixture
+def redis(folder: Path, notes: list[str]) -> Iterator[PrivateRedis]:
+    """A private Redis that answers."""
+    service = PrivateRedis(folder, notes.append, Budget())
+    service.start()
+    service.wait()
+    try:
+        yield service
+    finally:
+        service.client.close()
+        service.child.kill()
+
+
+@pytest.fixture
+def worker(folder: Path, redis: PrivateRedis, notes: list[str]) -> Iterator[Worker]:
+    """A worker with two processes that announced itself."""
+    service = Worker("worker-1", redis, ("site.one", "site.two"), folder / "worker.log", notes.append, Budget())
+    service.processes = 2
+    service.start()
+    try:
+        wait_for(lambda: presence.is_present(redis.client, "worker-1") and len(processes(service)) == 2)
+        yield service
+    finally:
+        service.child.kill()
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    """Wait until it happened."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def processes(worker: Worker) -> list[psutil.Process]:
+    """The processes of a worker's pool."""
+    return psutil.Process(worker.child.pid).children()
+
+
+def kill(service: Service) -> None:
+    """SIGKILL its child, and wait until that is gone."""
+    os.kill(service.child.pid, signal.SIGKILL)
+    wait_for(lambda: not service.child.is_running())
+
+
+def test_a_killed_redis_is_started_again_with_its_data(redis: PrivateRedis, notes: list[str]) -> None:
+    """What it was told a second ago is there."""
+    redis.client.set("kept", "yes")
+    time.sleep(1.5)  # appendfsync everysec
+    kill(redis)
+    assert not redis.is_ready()
+    redis.supervise()
+    assert redis.client.get("kept") == b"yes"
+    assert notes == ["redis ended: starting it again"]
+    redis.supervise()
+    assert len(notes) == 1
+
+
+def test_a_stopped_redis_is_killed_and_started_again(redis: PrivateRedis, notes: list[str]) -> None:
+    """Whoever finds that it does not answer has it replaced."""
+    before = redis.child.pid
+    os.kill(before, signal.SIGSTOP)
+    with pytest.raises(LedgerUnavailable):
+        redis.client.ping()
+    redis.restart_silent()
+    assert redis.client.ping()
+    assert not psutil.pid_exists(before)
+    assert notes[0].startswith("redis stopped answering")
+
+
+def test_a_killed_worker_is_started_again(worker: Worker, redis: PrivateRedis, notes: list[str]) -> None:
+    """With its processes, under its name, reading its queues."""
+    kill(worker)
+    redis.client.flushall()
+    worker.supervise()
+    assert notes == ["worker ended: starting it again"]
+    wait_for(lambda: presence.is_present(redis.client, "worker-1"))
+    assert worker.child.argv[-3:] == ["worker-1", "2", "site.one,site.two"]
+
+
+def test_a_worker_that_is_not_present_is_replaced(
+    worker: Worker, redis: PrivateRedis, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its main process stopped: that it has a process id does not count."""
+    monkeypatch.setattr("sendense.supervise.worker.PRESENCE_GRACE_SECONDS", 0.0)
+    worker.supervise()
+    assert notes == []
+    before = worker.child.pid
+    os.kill(before, signal.SIGSTOP)
+    redis.client.flushall()  # as its lapse would
+    worker.supervise()
+    assert notes[0] == "the worker stopped: killing it and starting another"
+    assert worker.child.pid != before
+    assert not psutil.pid_exists(before)
+
+
+def test_a_process_whose_claim_lapsed_is_killed(worker: Worker, redis: PrivateRedis, notes: list[str]) -> None:
+    """One of the worker's own, and never another process that has that number."""
+    worker.claim_lapsed(f"worker-1/{os.getpid()}/1")
+    worker.claim_lapsed(f"worker-1/{worker.child.pid}/1")
+    assert notes == []
+    stopped, condemned = processes(worker)
+    stopped.suspend()
+    worker.claim_lapsed(f"worker-1/{stopped.pid}/1")
+    assert notes == [f"worker process {stopped.pid} stopped: killed, its work is done again"]
+    presence.condemn(redis.client, f"worker-1/{condemned.pid}/1")
+    for pid in presence.take_condemned(redis.client, worker.name):
+        worker.kill_process(pid)
+    assert len(notes) == 2
+    assert presence.take_condemned(redis.client, worker.name) == []
+    wait_for(lambda: len({one.pid for one in processes(worker)} - {stopped.pid, condemned.pid}) == 2)
+
+
+class Brief(Service):
+    """A service that is of use at once, and ends soon after."""
+
+    def __init__(self, folder: Path, notes: list[str], budget: Budget) -> None:
+        argv = [sys.executable, "-c", "print('no room left')"]
+        super().__init__(Child("brief", argv, folder / "log"), notes.append, budget)
+
+
+def test_a_child_that_always_ends_is_given_up(folder: Path, notes: list[str]) -> None:
+    """After as many starts as its budget has, with its last words."""
+    service = Brief(folder, notes, Budget(3, math.inf))
+    service.start()
+    for _ in range(2):
+        wait_for(lambda: not service.child.is_running())
+        service.supervise()
+    wait_for(lambda: not service.child.is_running())
+    with pytest.raises(JobFailed, match=r"the brief ended 3 times, the last time with: .*no room left"):
+        service.supervise()
+    assert len(notes) == 2
+
+
+def test_a_budget_is_one_of_a_time(folder: Path, notes: list[str]) -> None:
+    """A service that runs for years may end more often than it may within a moment."""
+    service = Brief(folder, notes, Budget(2, 0.5))
+    service.start()
+    for _ in range(3):
+        wait_for(lambda: not service.child.is_running())
+        time.sleep(0.6)
+        service.supervise()
+    wait_for(lambda: not service.child.is_running())
+    service.supervise()
+    wait_for(lambda: not service.child.is_running())
+    budget = Budget(1, 60)
+    budget.spend()
+    assert budget.is_spent()
+    assert str(budget) == "1 times within 1:00"
+
+
+def test_a_child_that_cannot_start_says_why(folder: Path, notes: list[str]) -> None:
+    """The error has its last words, and comes at once."""
+    service = PrivateRedis(folder / "missing", notes.append, Budget())
+    (folder / "missing").mkdir()
+    service.child.argv.append("--no-such-option=1")
+    service.start()
+    with pytest.raises(JobFailed, match="the redis ended at once: ") as caught:
+        service.wait()
+    assert str(folder / "missing" / "redis.log") in caught.value.hint
