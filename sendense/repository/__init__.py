@@ -1,0 +1,1 @@
+"""Restore points as files: a folder for each, found and read without any database."""

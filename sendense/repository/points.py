@@ -1,0 +1,181 @@
+"""What a restore point says of itself: its manifest, `point.json`, whose rename into place is the backup."""
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import pydantic_core
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from sendense.errors import InputError
+from sendense.models import VmRef
+from sendense.repository.layout import is_point_id, is_vm_uuid
+
+FORMAT = 1
+"""Counts up only when a reader of the old one would be wrong about a point; what else is new is an unknown key."""
+
+Mode = Literal["full", "incremental"]
+
+
+def _known_parts(value: Any) -> Any:
+    """VmRef takes no key that it does not know; a point of a later version may have one."""
+    return {key: part for key, part in value.items() if key in VmRef.model_fields} if isinstance(value, dict) else value
+
+
+def _vm_of_a_point(vm: VmRef) -> VmRef:
+    if not is_vm_uuid(vm.uuid):
+        raise ValueError("the VM's uuid is none, or not in lower case")
+    return vm
+
+
+def _point_id(text: str) -> str:
+    if not is_point_id(text):
+        raise ValueError("not a restore point's id")
+    return text
+
+
+PointId = Annotated[str, AfterValidator(_point_id)]
+_Time = Annotated[AwareDatetime, AfterValidator(lambda time: time.astimezone(UTC))]
+
+
+class _Manifest(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class PointDisk(_Manifest):
+    """One disk of a restore point. Sizes in bytes."""
+
+    key: int = Field(ge=0)
+    """VMware's device key: the disk's identity within its VM."""
+    label: str
+    file: str
+    """`[datastore] path.vmdk`, as the running VM had it."""
+    size: int = Field(ge=0)
+    mode: Mode
+    reason: str = ""
+    """Why it is a full."""
+    parent: PointId | Literal[""] = ""
+    """The point whose image is this one's backing file; empty for a full."""
+    change_id: str = ""
+    """Where the next incremental's interval starts; empty without change tracking."""
+    data: int = Field(default=0, ge=0)
+    """In the batches: what is not known as zero."""
+    changed: int = Field(default=0, ge=0)
+    """In the batches: all of it, zeroes too."""
+    digest: str = ""
+    """Of all batches' digests, hexadecimal."""
+
+    @model_validator(mode="after")
+    def _parent_by_mode(self) -> Self:
+        if (self.mode == "full") == bool(self.parent):
+            raise ValueError("an incremental has a parent, a full has none")
+        return self
+
+
+class Point(_Manifest):
+    """One committed backup of a VM at one time."""
+
+    format: Literal[1] = 1
+    id: PointId
+    vm: Annotated[VmRef, BeforeValidator(_known_parts), AfterValidator(_vm_of_a_point)]
+    """As it was then: its name and moref may be others by now."""
+    created: _Time
+    """When the snapshot was taken, UTC."""
+    job: str
+    quiesced: bool
+    mode: Mode
+    """full when every disk is."""
+    reason: str = ""
+    """Why it is a full."""
+    disks: list[PointDisk] = Field(min_length=1)
+    left_out: dict[int, str] = Field(default_factory=dict)
+    """The VM's disks that are not in it, by key, and why."""
+    seconds: float = 0.0
+    """What the job took."""
+    copied: int = Field(default=0, ge=0)
+    """Bytes that the job moved."""
+    verified: _Time | None = None
+    """When its content was last found to be what was copied, UTC."""
+
+    @model_validator(mode="after")
+    def _every_disk_once(self) -> Self:
+        if len({disk.key for disk in self.disks}) < len(self.disks):
+            raise ValueError("a disk stands in it twice")
+        if any(disk.parent == self.id for disk in self.disks):
+            raise ValueError("it is its own parent")
+        if self.mode != mode_of(self.disks):
+            raise ValueError("its mode is not that of its disks")
+        return self
+
+    def disk(self, key: int) -> PointDisk:
+        """The disk with this key; InputError when the point has none."""
+        for disk in self.disks:
+            if disk.key == key:
+                return disk
+        keys = ", ".join(str(disk.key) for disk in self.disks)
+        raise InputError(f"{self.id} has no disk {key}", f"It has: {keys}.")
+
+
+def mode_of(disks: Iterable[PointDisk]) -> Mode:
+    """A point is full when every disk of it is."""
+    return "full" if all(disk.mode == "full" for disk in disks) else "incremental"
+
+
+def read_manifest(path: Path, vm: str, point: str) -> Point:
+    """The manifest of that point of that VM; InputError says why it cannot be used."""
+    raw = read_json(path, FORMAT)
+    try:
+        found = Point.model_validate(raw)
+    except ValidationError as exc:
+        raise InputError(f"{path}: damaged: {first_error(exc)}", "Delete the point, or bring its file back.") from exc
+    if (found.vm.uuid, found.id) != (vm, point):
+        raise InputError(
+            f"{path}: belongs to point {found.id} of {found.vm.uuid}", "Bring the folder back where it was."
+        )
+    return found
+
+
+def manifest_text(point: BaseModel) -> bytes:
+    """A manifest as it is stored: JSON for machines, in lines for people."""
+    return point.model_dump_json(indent=1).encode() + b"\n"
+
+
+def read_json(path: Path, known: int) -> dict[str, Any]:
+    """A JSON object with a `format`; InputError when it cannot be read, is damaged, or is of a newer format."""
+    try:
+        raw = pydantic_core.from_json(path.read_bytes())
+    except OSError as exc:
+        raise InputError(f"{path}: cannot be read: {exc.strerror}", "Look at the repository's file system.") from exc
+    except ValueError as exc:
+        raise InputError(f"{path}: damaged: no JSON", "Bring the file back from a copy of the repository.") from exc
+    if not isinstance(raw, dict) or type(raw.get("format")) is not int:
+        raise InputError(f"{path}: damaged: has no format", "Bring the file back from a copy of the repository.")
+    if raw["format"] > known:
+        raise InputError(
+            f"{path}: is of format {raw['format']}, and this Sendense knows {known} at most",
+            "Use a Sendense as new as the one that wrote it.",
+        )
+    return raw
+
+
+def first_error(exc: ValidationError) -> str:
+    """In a line: where, and what."""
+    error = exc.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, error["loc"]))
+    return re.sub(r"\s+", " ", f"{where}: {error['msg']}" if where else error["msg"])
+
+
+def utc_now() -> datetime:
+    """The time, as points have it."""
+    return datetime.now(UTC)
