@@ -13,7 +13,7 @@ from celery.worker.control import control_command
 
 from sendense.jobs.broker import make_app
 from sendense.jobs.ledger import LedgerUnavailable, connect
-from sendense.jobs.presence import announce
+from sendense.jobs.presence import Worker, announce
 from sendense.jobs.queues import FILL_POOL
 
 REDIS_URL = os.environ["SENDENSE_REDIS"]
@@ -25,6 +25,8 @@ app.conf.imports = ("workers.tasks",)
 
 log = logging.getLogger(__name__)
 _redis = connect(REDIS_URL)
+_itself: list[Any] = []
+"""This worker, once it runs."""
 
 
 @setup_logging.connect
@@ -40,10 +42,18 @@ def _fill_pool(state: Any) -> None:
 
 
 @worker_ready.connect
+def _learn_itself(sender: Any, **_: object) -> None:
+    _itself.append(sender.controller)
+    _say_present()
+
+
 @heartbeat_sent.connect
 def _say_present(**_: object) -> None:
     """From the main process's own loop, so that a stopped worker is missed."""
+    if not _itself:
+        return
+    queues = [str(name) for name in _itself[0].app.amqp.queues.consume_from]
     try:
-        announce(_redis, WORKER)
+        announce(_redis, Worker(name=WORKER, queues=queues, processes=_itself[0].concurrency))
     except LedgerUnavailable as exc:
         log.warning("could not announce this worker: %s", exc, extra={"action": "announce"})

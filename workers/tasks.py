@@ -1,18 +1,25 @@
-"""The tasks: thin shells over `sendense.jobs`. Arguments are ids and numbers; nothing else goes through the broker."""
+"""The tasks: thin shells over `sendense.jobs` and the coordinator. Arguments are ids and numbers; nothing else goes
+through the broker."""
 
 import os
-import socket
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sendense.jobs import broker, driver, queues
 from sendense.jobs.batch import run_batch
 from sendense.jobs.ledger import Ledger
 from sendense.jobs.ledger import connect as connect_redis
 from sendense.jobs.survey import run_survey
+from sendense.models import JobSpec
 from sendense.settings import Settings, load_settings
-from workers.app import REDIS_URL, app
+from workers.app import REDIS_URL, WORKER, app
 from workers.handles import Handles
+
+if TYPE_CHECKING:
+    from sendense.coordinator.context import Context
+
+STEP_SECONDS = 86_400.0
+"""Celery's limit for a step: a merge of large images takes hours, and a step that hangs loses its lease long before."""
 
 
 @lru_cache
@@ -22,7 +29,7 @@ def _settings() -> Settings:
 
 @lru_cache
 def _handles() -> Handles:
-    return Handles(_settings().connect_timeout)
+    return Handles(_ledger(), _settings(), WORKER)
 
 
 @lru_cache
@@ -30,17 +37,28 @@ def _ledger() -> Ledger:
     return Ledger(connect_redis(REDIS_URL))
 
 
+@lru_cache
+def _context() -> "Context":
+    # Only here: a worker that copies has no use for what these import.
+    from sendense.coordinator.context import Context
+    from sendense.coordinator.record import Jobs
+
+    return Context(_settings(), _ledger(), Jobs(_ledger().client), app)
+
+
 @app.task(name=queues.SURVEY)
 def survey(job: str) -> None:
     """Look at a job's endpoints and plan it."""
-    run_survey(_ledger(), _handles(), _settings(), job)
+    with _handles().busy:
+        run_survey(_ledger(), _handles(), _settings(), job)
+    _tell_coordinator(_ledger().spec(job))
 
 
 @app.task(name=queues.COPY_EXTENTS, bind=True)
 def copy_extents(self: Any, job: str, batch: int, epoch: int) -> str:
     """Copy one batch."""
-    me = f"{socket.gethostname()}/{os.getpid()}/{self.request.id}"
-    return run_batch(_ledger(), _handles(), _settings(), job, batch, epoch, me)
+    with _handles().busy:
+        return run_batch(_ledger(), _handles(), _settings(), job, batch, epoch, _me(self))
 
 
 @app.task(name=queues.SETTLE)
@@ -55,8 +73,29 @@ def settle_after_loss(task_id: str, *, job: str, epoch: int, window: int) -> Non
     _advance(job, epoch, window)
 
 
+@app.task(name=queues.ADVANCE, bind=True, time_limit=STEP_SECONDS)
+def advance(self: Any, job: str, place: queues.Place) -> None:
+    """Run the steps of a user's job that belong to this place, as far as they go."""
+    from sendense.coordinator.run import advance
+
+    advance(_context(), job, place, _me(self))
+
+
 def _advance(job: str, epoch: int, window: int) -> None:
     ledger = _ledger()
     spec, progress = ledger.spec(job), ledger.progress(job)
-    if spec and progress:
-        driver.advance(ledger, job, epoch, window, broker.chord_dispatch(app, spec, progress.batches, window))
+    if not spec or not progress:
+        return
+    state = driver.advance(ledger, job, epoch, window, broker.chord_dispatch(app, spec, progress.batches, window))
+    if state in ("copied", "failed"):
+        _tell_coordinator(spec)
+
+
+def _tell_coordinator(spec: JobSpec | None) -> None:
+    """The job that this was a part of has something to do, and need not wait for its tick."""
+    if spec and spec.part_of:
+        broker.send_advance(app, spec.part_of, spec.name, queues.HUB, queues.HUB_QUEUE)
+
+
+def _me(task: Any) -> str:
+    return f"{WORKER}/{os.getpid()}/{task.request.id}"

@@ -4,11 +4,15 @@ import json
 import os
 import signal
 import sys
-from typing import Annotated, Any
+from types import FrameType
+from typing import Annotated
 
 import typer
 
 EXIT_DIFFERENT, EXIT_INTERRUPTED = 3, 130
+
+AGAIN_SECONDS = 0.02
+"""Until an interruption that came at a bad moment is raised."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -38,7 +42,7 @@ def copy(
     from sendense.settings import load_settings
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+        signal.signal(number, interrupt)
     settings = load_settings()
     request = CopyRequest(
         source, target, workers=workers, verify=verify, resume=resume, force=force, target_is_zero=target_is_zero
@@ -78,8 +82,22 @@ def copy(
         watcher.conclude(summary)
 
 
-def _interrupt(number: int, frame: Any) -> None:
+def interrupt(number: int, frame: FrameType | None) -> None:
     """Once: what follows is the end in good order, and takes less than five seconds."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
+    if _would_be_swallowed(frame):
+        signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+        return
     raise Interrupted
+
+
+def _would_be_swallowed(frame: FrameType | None) -> bool:
+    """Python prints and forgets what is raised within a finalizer, and within the callbacks of its import system."""
+    while frame:
+        code = frame.f_code
+        if code.co_name == "__del__" or code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False

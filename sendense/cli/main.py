@@ -7,8 +7,17 @@ from typing import Annotated, Any
 import typer
 
 from sendense import __version__
+from sendense.cli.backup import backup
+from sendense.cli.config import config_app
 from sendense.cli.copy import copy
 from sendense.cli.doctor import doctor
+from sendense.cli.jobs import jobs_app
+from sendense.cli.lab import lab_app
+from sendense.cli.migrate import migrate
+from sendense.cli.points import points_app
+from sendense.cli.restore import restore, verify
+from sendense.cli.serve import serve
+from sendense.cli.vms import vms_app
 from sendense.errors import InputError, InternalError, SendenseError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -25,6 +34,16 @@ app = typer.Typer(
 )
 app.command()(copy)
 app.command()(doctor)
+app.command()(backup)
+app.command()(restore)
+app.command()(verify)
+app.command()(migrate)
+app.command()(serve)
+app.add_typer(vms_app, name="vms")
+app.add_typer(points_app, name="points")
+app.add_typer(jobs_app, name="jobs")
+app.add_typer(config_app, name="config")
+app.add_typer(lab_app, name="lab")
 
 
 def _print_version(asked: bool) -> None:

@@ -19,7 +19,7 @@ from sendense.nbd.blocks import map_extents
 from sendense.nbd.connect import Beat, Connection
 from sendense.nbd.probe import diagnose
 from sendense.nbd.transfer import Limits, Outcome, Transfer
-from sendense.nbd.uri import parse
+from sendense.nbd.uri import is_uri, parse
 from sendense.retry import delay_before_next
 from sendense.settings import Settings
 
@@ -30,13 +30,19 @@ DIAGNOSIS_SECONDS = 5.0
 
 
 class Handles(Protocol):
-    """A process's open connections, one per job and URI."""
+    """A process's open connections."""
 
-    def get(self, job: str, uri: str, beat: Beat) -> Connection:
-        """The open connection, or a new one."""
+    def source(self, spec: JobSpec, beat: Beat) -> Connection:
+        """The job's connection to its source, opened if need be."""
 
-    def drop(self) -> None:
-        """Forget all of them."""
+    def target(self, spec: JobSpec, beat: Beat) -> Connection:
+        """The same to its target."""
+
+    def drop(self, spec: JobSpec) -> None:
+        """Forget the job's connections."""
+
+    def words(self, spec: JobSpec) -> str:
+        """What the source's server said last, where it is a child of this process."""
 
 
 def run_batch(ledger: Ledger, handles: Handles, settings: Settings, job: str, batch: int, epoch: int, me: str) -> str:
@@ -54,8 +60,9 @@ def run_batch(ledger: Ledger, handles: Handles, settings: Settings, job: str, ba
         try:
             outcome = _transfer(handles, settings, spec, claim, keeper)
         except SendenseError as exc:
-            handles.drop()
-            raise _diagnosed(exc, keeper) from exc
+            said = handles.words(spec)
+            handles.drop(spec)
+            raise _diagnosed(exc, keeper, said) from exc
     except ClaimLost:
         with suppress(*LedgerUnavailable):  # then it lapses
             ledger.abandon(claim, keeper.copied)
@@ -66,15 +73,18 @@ def run_batch(ledger: Ledger, handles: Handles, settings: Settings, job: str, ba
 
 
 def _transfer(handles: Handles, settings: Settings, spec: JobSpec, claim: Claim, keeper: ClaimKeeper) -> Outcome:
-    root = spec.of or spec.id
-    source = handles.get(root, spec.source, keeper.beat)
-    target = handles.get(root, spec.target, keeper.beat) if spec.target else None
+    source = handles.source(spec, keeper.beat)
+    target = handles.target(spec, keeper.beat) if spec.target else None
     extents = claim.extents
     if not target:
         extents = _to_verify(source, extents, settings.no_progress_timeout, keeper.beat)
     limits = Limits(settings.request_bytes, settings.requests_in_flight, settings.no_progress_timeout)
     transfer = Transfer(source, target, limits, target_is_zero=spec.target_is_zero, beat=keeper.beat)
-    return transfer.run(extents)
+    outcome = transfer.run(extents)
+    if outcome.failed and (said := handles.words(spec)):
+        extent, reason = outcome.failed[0]
+        outcome.failed[0] = (extent, f"{reason}; {said}")
+    return outcome
 
 
 def _to_verify(stored: Connection, extents: list[Extent], timeout: float, beat: Beat) -> list[Extent]:
@@ -122,7 +132,7 @@ def _rest(settings: Settings, spec: JobSpec, claim: Claim, outcome: Outcome) -> 
 def _read_error(spec: JobSpec, outcome: Outcome) -> ReadFailed:
     extent, reason = outcome.failed[0]
     more = f" (and {len(outcome.failed) - 1} more places)" if len(outcome.failed) > 1 else ""
-    return ReadFailed(spec.source, extent.offset, extent.length, reason + more)
+    return ReadFailed(spec.source_label, extent.offset, extent.length, reason + more)
 
 
 def _give_back(ledger: Ledger, settings: Settings, claim: Claim, exc: SendenseError, copied: int) -> str:
@@ -153,16 +163,19 @@ def failure_of(
         hint=exc.hint,
         uri=getattr(exc, "uri", ""),
         stalled=exc.stalled,
+        retryable=exc.retryable,
         worker=worker,
     )
 
 
-def _diagnosed(exc: SendenseError, keeper: ClaimKeeper) -> SendenseError:
-    """A stall with the doctor's verdict on its server; any other error as it is."""
+def _diagnosed(exc: SendenseError, keeper: ClaimKeeper, said: str) -> SendenseError:
+    """A stall with the doctor's verdict on its server, or with what that said last; other errors as they are."""
     if not isinstance(exc, StalledRequest):
         return exc
-    try:
-        verdict = diagnose(parse(exc.uri), DIAGNOSIS_SECONDS, keeper.beat)
-    except EndpointError as found:
-        verdict = found.verdict
+    verdict = said
+    if is_uri(exc.uri):
+        try:
+            verdict = diagnose(parse(exc.uri), DIAGNOSIS_SECONDS, keeper.beat)
+        except EndpointError as found:
+            verdict = found.verdict
     return type(exc)(exc.uri, exc.offset, exc.length, exc.waited, verdict)

@@ -9,9 +9,21 @@ from kombu.exceptions import OperationalError
 
 from sendense.jobs.driver import Dispatch
 from sendense.jobs.ledger import LedgerUnavailable
-from sendense.jobs.queues import COPY_EXTENTS, FILL_POOL, HUB_QUEUE, SETTLE, SETTLE_AFTER_LOSS, SURVEY, site_queue
+from sendense.jobs.queues import (
+    ADVANCE,
+    COPY_EXTENTS,
+    FILL_POOL,
+    HUB_QUEUE,
+    SETTLE,
+    SETTLE_AFTER_LOSS,
+    SURVEY,
+    Place,
+    site_queue,
+)
 from sendense.models import JobSpec
 from sendense.settings import load_settings
+
+App = Celery
 
 Unavailable = (*LedgerUnavailable, OperationalError)
 """What a call raises while Redis is away, as the ledger or as the broker."""
@@ -72,7 +84,12 @@ def grow_pool(app: Celery, processes: int) -> None:
 
 def send_survey(app: Celery, spec: JobSpec) -> None:
     """Ask the job's site for a survey."""
-    app.send_task(SURVEY, (spec.id,), queue=site_queue(spec.site), argsrepr=f"{spec.name} · survey", ignore_result=True)
+    app.send_task(SURVEY, (spec.id,), queue=site_queue(spec.site, solo=spec.solo), argsrepr=f"{spec.name} · survey")
+
+
+def send_advance(app: Celery, job: str, name: str, place: Place, queue: str, expires: float | None = None) -> None:
+    """Have a job's next step run at its place; a message that nobody took for `expires` seconds is dropped."""
+    app.send_task(ADVANCE, (job, place), queue=queue, argsrepr=f"{name} · job {job}", expires=expires)
 
 
 def chord_dispatch(app: Celery, spec: JobSpec, total: int, window: int) -> Dispatch:
@@ -87,7 +104,7 @@ def chord_dispatch(app: Celery, spec: JobSpec, total: int, window: int) -> Dispa
                 COPY_EXTENTS,
                 args=(job, batch, epoch),
                 immutable=True,
-                queue=site_queue(spec.site),
+                queue=site_queue(spec.site, solo=spec.solo),
                 ignore_result=True,
                 argsrepr=f"{spec.name} · batch {batch + 1}/{total}",
             )

@@ -6,7 +6,7 @@ whose answer was lost is simply made again. A job that is not there has no state
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from importlib import resources
 from itertools import islice
@@ -18,7 +18,7 @@ from redis.commands.core import Script
 from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
 from redis.retry import Retry
 
-from sendense.extents import Extent, unpack
+from sendense.extents import Extent, pack, total, unpack
 from sendense.jobs.plan import Batch
 from sendense.models import Activity, Failure, JobSpec, JobState, Progress, Survey
 
@@ -30,6 +30,9 @@ RETRIES = 5
 
 PLAN_CHUNK = 256
 """Batches of a plan that are written in one round trip: 4 MiB at most."""
+
+AREAS_CHUNK = 4096
+"""Extents of a disk's areas in one value: 64 KiB."""
 
 LedgerUnavailable = (ConnectionError, TimeoutError, BusyLoadingError)
 """What a call raises when Redis stays away for longer than its retries last."""
@@ -80,9 +83,17 @@ class Ledger:
     def __init__(self, client: "redis.Redis") -> None:
         self._redis = client
 
+    @property
+    def client(self) -> "redis.Redis":
+        """The client, for what is not a job's."""
+        return self._redis
+
     def prepare(self, spec: JobSpec) -> None:
         """Enter a job, or an unfinished one again, in state `preparing`: what is recorded of it stays."""
-        self._redis.hset(_key(spec.id, "job"), mapping={"spec": spec.model_dump_json(), "state": "preparing"})
+        with self._redis.pipeline() as pipe:
+            pipe.hset(_key(spec.id, "job"), mapping={"spec": spec.model_dump_json(), "state": "preparing"})
+            pipe.hdel(_key(spec.id, "job"), "closed")
+            pipe.execute()
 
     def touch(self, job: str) -> None:
         """Say that somebody works on the job, before it has batches to claim."""
@@ -95,6 +106,45 @@ class Ledger:
     def ready(self, job: str, survey: Survey) -> None:
         """The endpoints of a planned job were looked at again."""
         self._redis.hset(_key(job, "job"), mapping={"survey": survey.model_dump_json(), "state": "ready"})
+
+    def write_areas(self, job: str, extents: Iterable[Extent]) -> None:
+        """Store which parts of the disk the job is about, instead of all of it, for its survey to plan."""
+        self._redis.delete(_key(job, "areas"))
+        iterator = iter(extents)
+        while chunk := list(islice(iterator, AREAS_CHUNK)):
+            self._redis.rpush(_key(job, "areas"), pack(chunk))
+        self._redis.hset(_key(job, "job"), "areas", 1)
+
+    def areas(self, job: str) -> Iterator[Extent] | None:
+        """The parts of the disk that the job is about; None for all of it."""
+        return self._read_areas(job) if self._get(job, "areas") else None
+
+    def _read_areas(self, job: str) -> Iterator[Extent]:
+        number = 0
+        while chunk := cast(bytes | None, self._redis.lindex(_key(job, "areas"), number)):
+            yield from unpack(chunk)
+            number += 1
+
+    def close(self, job: str) -> None:
+        """Nobody needs connections for this job any more."""
+        self._redis.hset(_key(job, "job"), "closed", 1)
+
+    def is_closed(self, job: str) -> bool:
+        """Whether connections that are open for the job are to be closed."""
+        return self._get(job, "closed") is not None or self.state(job) is None
+
+    def hold(self, job: str, owner: str, seconds: float) -> None:
+        """Say that a process has connections open for the job, for so long unless said again."""
+        self._redis.zadd(_key(job, "open"), {owner: self._now() + seconds})
+
+    def let_go(self, job: str, owner: str) -> None:
+        """Say that it has none any more."""
+        self._redis.zrem(_key(job, "open"), owner)
+
+    def holders(self, job: str) -> list[str]:
+        """The processes that have connections open for the job."""
+        found = cast(list[bytes], self._redis.zrangebyscore(_key(job, "open"), self._now(), "+inf"))
+        return [owner.decode() for owner in found]
 
     def reopen(self, job: str, records: Iterable["Record"]) -> None:
         """What is stored of these batches is wrong: they are to do again, in the job's next run."""
@@ -135,6 +185,33 @@ class Ledger:
         fields += ["batches", number, "data", data, "zero", zero, "size", survey.size, "state", "ready"]
         self._redis.hset(_key(job, "job"), items=fields)
 
+    def plan(self, job: str) -> Iterator[tuple[int, list[Extent]]]:
+        """Every batch's number and extents."""
+        count = self._redis.hlen(_key(job, "plan"))
+        for start in range(0, count, PLAN_CHUNK):
+            numbers = range(start, min(start + PLAN_CHUNK, count))
+            found = cast(list[bytes], self._redis.hmget(_key(job, "plan"), list(map(str, numbers))))
+            yield from zip(numbers, map(unpack, found), strict=True)
+
+    def amend(self, job: str, amended: dict[int, Batch], new: Iterable[Batch]) -> None:
+        """Replace batches, which are to do again, and add new ones; between two runs, again after a crash."""
+        done = cast(dict[bytes, bytes], self._redis.hgetall(_key(job, "done")))
+        for number, batch in amended.items():
+            if text := done.get(b"%d" % number):
+                self._run("reopen", job, number, json.loads(text)["data"])
+            self._redis.hset(_key(job, "plan"), str(number), batch.packed)
+            self._redis.zadd(_key(job, "todo"), {str(number): number})
+        following = int(self._get(job, "batches") or 0)
+        for number, batch in enumerate(new, following):
+            self._redis.hset(_key(job, "plan"), str(number), batch.packed)
+            self._redis.zadd(_key(job, "todo"), {str(number): number})
+        data = zero = count = 0
+        for _, extents in self.plan(job):
+            data += total(extents, zero=False)
+            zero += total(extents, zero=True)
+            count += 1
+        self._redis.hset(_key(job, "job"), mapping={"data": data, "zero": zero, "batches": count})
+
     def fail(self, job: str, failure: Failure) -> None:
         """End the job before or outside its batches."""
         with self._redis.pipeline() as pipe:
@@ -145,6 +222,10 @@ class Ledger:
     def begin(self, spec: JobSpec) -> int:
         """Start a run of a planned job, or go on with an unfinished one: returns the run's epoch."""
         return int(self._run("begin", spec.id, spec.model_dump_json()))
+
+    def epoch(self, job: str) -> int:
+        """The number of the job's run."""
+        return int(self._get(job, "epoch") or 0)
 
     def stop(self, job: str) -> None:
         """Have every task of the job stop at its next request."""
@@ -201,7 +282,7 @@ class Ledger:
             pipe.zcard(_key(job, "sent"))
             pipe.hlen(_key(job, "failed"))
             fields, owners, moved, waiting, failed = pipe.execute()
-        if not fields:
+        if b"state" not in fields:
             return None
         names = ("size", "data", "zero", "done", "already_done", "copied", "batches", "batches_done")
         counts = {name: int(fields.get(name.encode(), 0)) for name in (*names, "retries", "stalls")}
@@ -242,6 +323,11 @@ class Ledger:
     def _failures(self, texts: Any) -> list[Failure]:
         return [Failure.model_validate_json(text) for text in cast(list[bytes], texts)]
 
+    def _now(self) -> float:
+        """Redis's clock, so that machines need not agree on the time."""
+        seconds, micros = self._redis.time()
+        return seconds + micros / 1e6
+
     def _get(self, job: str, field: str) -> bytes | None:
         return cast(bytes | None, self._redis.hget(_key(job, "job"), field))
 
@@ -258,7 +344,7 @@ class Ledger:
 
 _PARTS = (
     *("job", "plan", "todo", "sent", "claims", "owners", "attempts", "progress"),
-    *("later", "failed", "failures", "done", "writers"),
+    *("later", "failed", "failures", "done", "writers", "areas", "open"),
 )
 
 

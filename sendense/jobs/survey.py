@@ -14,7 +14,7 @@ from sendense.settings import Settings
 
 def run_survey(ledger: Ledger, handles: Handles, settings: Settings, job: str) -> None:
     """
-    Open the endpoints, and unless it was done before, map the source and store the plan.
+    Open the endpoints, and unless it was done before, plan the job's areas, or all that the source maps.
 
     What is wrong ends the job with its failure recorded.
 
@@ -26,7 +26,7 @@ def run_survey(ledger: Ledger, handles: Handles, settings: Settings, job: str) -
     try:
         _survey(ledger, handles, settings, spec)
     except SendenseError as exc:
-        handles.drop()
+        handles.drop(spec)
         failure = failure_of(exc)
         ledger.fail(job, failure.model_copy(update={"usage": isinstance(exc, InputError)}))
 
@@ -41,11 +41,11 @@ def _survey(ledger: Ledger, handles: Handles, settings: Settings, spec: JobSpec)
             ledger.touch(spec.id)
 
     beat()
-    source = handles.get(spec.id, spec.source, beat)
-    target = handles.get(spec.id, spec.target, beat) if spec.target else None
+    source = handles.source(spec, beat)
+    target = handles.target(spec, beat) if spec.target else None
     survey = Survey(
         size=source.info.size,
-        multi_conn=source.info.multi_conn and (target is None or target.info.multi_conn),
+        multi_conn=(source.info.multi_conn or bool(spec.disk)) and (target is None or target.info.multi_conn),
         allocation=source.info.allocation,
         flush=target is None or target.info.flush,
     )
@@ -53,10 +53,10 @@ def _survey(ledger: Ledger, handles: Handles, settings: Settings, spec: JobSpec)
         _check_target(spec, target, survey.size)
     before = ledger.survey(spec.id)
     if not before:
-        extents = map_extents(source, 0, survey.size, settings.no_progress_timeout, beat)
+        extents = ledger.areas(spec.id) or map_extents(source, 0, survey.size, settings.no_progress_timeout, beat)
         ledger.write_plan(spec.id, survey, plan(extents, survey.size))
     elif before.size != survey.size:
-        raise SourceChanged(spec.source, before.size, survey.size)
+        raise SourceChanged(spec.source_label, before.size, survey.size)
     else:
         ledger.ready(spec.id, survey)
 

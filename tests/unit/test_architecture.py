@@ -15,10 +15,12 @@ LAYERS = (
     {"sendense.units"},
     {"sendense.errors"},
     {"sendense.models", "sendense.extents", "sendense.retry"},
-    {"sendense.settings"},
-    {"sendense.nbd"},
+    {"sendense.settings", "sendense.requests"},
+    {"sendense.nbd", "sendense.vsphere"},
+    {"sendense.repository", "sendense.exports"},
     {"sendense.jobs"},
-    {"sendense.local"},
+    {"sendense.supervise", "sendense.coordinator"},
+    {"sendense.local", "sendense.hub", "sendense.lab"},
     {"sendense.cli"},
     {"sendense.__main__"},
 )
@@ -26,13 +28,15 @@ LAYERS = (
 
 ALLOWED = {
     "nbd": {"sendense.nbd"},
-    "redis": {"sendense.jobs.ledger", "sendense.jobs.presence"},
+    "redis": {"sendense.jobs.ledger", "sendense.jobs.presence", "sendense.coordinator.record"},
+    "pyVmomi": {"sendense.vsphere", "sendense.lab"},
+    "qemu.qmp": {"sendense.exports"},
     "celery": {"sendense.jobs.broker", "workers"},
     "kombu": {"sendense.jobs.broker"},
     "billiard": set[str](),
     "typer": {"sendense.cli"},
     "rich": {"sendense.cli"},
-    "psutil": {"sendense.local"},
+    "psutil": {"sendense.supervise"},
     "pydantic_settings": {"sendense.settings"},
 }
 """Libraries that only one place touches: the packages and modules that may import them."""

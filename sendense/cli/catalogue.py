@@ -1,0 +1,56 @@
+"""What a user typed, found in the repository: its restore points and the VMs that they are of. Needs no vCenter."""
+
+from sendense.errors import InputError
+from sendense.models import VmRef
+from sendense.repository.catalogue import Broken, KnownVm, Repository
+from sendense.repository.points import Point
+from sendense.settings import Settings
+
+_SHOWN = 8
+"""Candidates in a message."""
+
+
+def open_repository(settings: Settings) -> Repository:
+    """The repository of the settings, to read; InputError when there is none."""
+    if not settings.repository:
+        raise InputError("no repository is set", 'Name its folder: repository = "…" in the settings file.')
+    return Repository.open(settings.repository, create=False)
+
+
+def all_vms(repository: Repository) -> list[KnownVm]:
+    """The VMs in the repository; one that only broken points tell of is called by its UUID."""
+    known = repository.vms()
+    lost = {broken.vm for broken in repository.broken()} - {vm.ref.uuid for vm in known}
+    return known + [KnownVm(ref=VmRef(site="", moref="", uuid=uuid, name=uuid)) for uuid in sorted(lost)]
+
+
+def find_vm(repository: Repository, text: str) -> KnownVm:
+    """The VM of that UUID, inventory path, moref or name; InputError when that is none or several."""
+    known = all_vms(repository)
+    hits = [vm for vm in known if text.lower() == vm.ref.uuid]
+    hits = hits or [vm for vm in known if text and text in (vm.path, vm.ref.moref)]
+    hits = hits or [vm for vm in known if text == vm.ref.name]
+    hits = hits or [vm for vm in known if text.casefold() == vm.ref.name.casefold()]
+    if len(hits) == 1:
+        return hits[0]
+    if hits:
+        raise InputError(
+            f"the repository has {len(hits)} VMs that '{text}' can mean", f"Say which by its UUID: {_listed(hits)}."
+        )
+    hint = f"It has those of {_listed(known)}." if known else "It has none yet."
+    raise InputError(f"the repository has no restore points of a VM '{text}'", hint)
+
+
+def find_point(repository: Repository, text: str) -> Point | Broken:
+    """The point of that id, or of that beginning of one; also one that is broken. InputError as Repository.find."""
+    broken = [point for point in repository.broken() if text and point.id.startswith(text)]
+    sound = [point for point in repository.points() if text and point.id.startswith(text)]
+    return broken[0] if len(broken) == 1 and not sound else repository.find(text)
+
+
+def _listed(vms: list[KnownVm]) -> str:
+    names = [vm.ref.name for vm in vms]
+    shown = [
+        vm.ref.name if names.count(vm.ref.name) == 1 else f"{vm.ref.uuid} ({vm.path or vm.ref.name})" for vm in vms
+    ]
+    return ", ".join(shown[:_SHOWN]) + (", …" if len(shown) > _SHOWN else "")

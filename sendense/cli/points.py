@@ -1,0 +1,243 @@
+"""The `sendense points` commands."""
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from sendense.cli.tables import Note, print_fields, print_json, print_table, say
+from sendense.units import show_bytes, show_seconds
+
+if TYPE_CHECKING:
+    from sendense.repository.catalogue import Broken, KnownVm, Repository
+    from sendense.repository.points import Point
+
+_LIST = "list"
+
+
+class _ListingGroup(TyperGroup):
+    """Takes what is no command's name for an argument of `list`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = [_LIST, *args]
+        return super().parse_args(ctx, args)
+
+
+points_app = typer.Typer(
+    cls=_ListingGroup,
+    help="Restore points of VMs: which there are, what they are made of, and which may go.",
+    subcommand_metavar="[VM] | COMMAND [ARGS]...",
+)
+
+_Point = Annotated[str, typer.Argument(metavar="POINT", help="The restore point's id, or the beginning of it.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_VM_HELP = "Name, UUID or moref of a VM in the repository."
+
+
+@points_app.command(_LIST)
+def list_points(
+    vm: Annotated[str, typer.Argument(metavar="[VM]", help=_VM_HELP, show_default=False)] = "",
+    as_json: _Json = False,
+) -> None:
+    """The restore points of a VM, or of all, oldest first; 'list' may be left out."""
+    from sendense.cli.catalogue import all_vms, find_vm
+
+    repository = _repository()
+    vms = [find_vm(repository, vm)] if vm else all_vms(repository)
+    if as_json:
+        print_json([each for known in vms for each in _listed_as_json(repository, known)])
+        return
+    shown = 0
+    for known in vms:
+        rows = _rows(repository, known)
+        if rows:
+            print("\n" * bool(shown), end="")
+            say(_title(known))
+            headings = ["point", "time", "mode", "disks", "size", "copied", "verified"]
+            print_table(headings, rows, right=("disks", "size", "copied"))
+            shown += 1
+    if not shown:
+        say("there are no restore points yet")
+
+
+@points_app.command()
+def show(point: _Point, as_json: _Json = False) -> None:
+    """All that a restore point's manifest says."""
+    repository = _repository()
+    found = repository.find(point)
+    usage, children = repository.usage_of(found), [child.id for child in repository.children(found)]
+    if as_json:
+        print_json(_as_json(found) | {"usage": usage, "children": children})
+        return
+    say(f"restore point {found.id} of {found.vm.name}")
+    why = f" ({found.reason})" if found.reason else ""
+    print_fields(
+        [
+            ("time", f"{_local(found.created):%Y-%m-%d %H:%M:%S %Z}"),
+            ("vm", f"{found.vm.uuid}, {found.vm.moref} of site {found.vm.site}"),
+            ("mode", f"{found.mode}{why}"),
+            ("quiesced", "yes" if found.quiesced else "no"),
+            ("copied", f"{show_bytes(found.copied)} in {show_seconds(found.seconds)}"),
+            ("stored", f"{show_bytes(usage)} of its own on the repository's disk"),
+            ("verified", f"{_local(found.verified):%Y-%m-%d %H:%M:%S %Z}" if found.verified else "never"),
+            ("job", found.job),
+            ("children", ", ".join(children)),
+        ]
+    )
+    rows: list[list[str] | Note] = []
+    for disk in found.disks:
+        sizes = [show_bytes(disk.size), show_bytes(disk.data), show_bytes(disk.changed)]
+        rows.append([str(disk.key), disk.label, disk.mode, *sizes, disk.parent or "-"])
+        rows.append(Note(f"file {disk.file}"))
+        rows += [Note(f"full, as {disk.reason}")] if disk.reason and disk.reason != found.reason else []
+        rows.append(Note(f"change ID {disk.change_id or 'unknown: it had no change tracking'}"))
+        rows.append(Note(f"digest {disk.digest}"))
+    print()
+    print_table(["disk", "label", "mode", "size", "data", "changed", "parent"], rows, right=("size", "data", "changed"))
+    for key, reason in found.left_out.items():
+        say(f"disk {key} was left out: {reason}")
+
+
+@points_app.command()
+def chain(point: _Point, as_json: _Json = False) -> None:
+    """The images that each disk's content comes from: the restore point's own first, the full last."""
+    repository = _repository()
+    found = repository.find(point)
+    chains = {disk.key: repository.levels(found, disk.key) for disk in found.disks}
+    sizes = {level.image: level.image.stat().st_blocks * 512 for levels in chains.values() for level in levels}
+    if as_json:
+        entries = {
+            key: [
+                {"point": level.point, "mode": level.disk.mode, "image": str(level.image), "stored": sizes[level.image]}
+                for level in levels
+            ]
+            for key, levels in chains.items()
+        }
+        print_json(
+            [
+                {"key": disk.key, "label": disk.label, "size": disk.size, "levels": entries[disk.key]}
+                for disk in found.disks
+            ]
+        )
+        return
+    for disk in found.disks:
+        levels = chains[disk.key]
+        say(f"disk {disk.key}, {disk.label}, {show_bytes(disk.size)}: {levels[0].image.name} of")
+        rows = [[level.point, level.disk.mode, show_bytes(sizes[level.image])] for level in levels]
+        print_table(["point", "mode", "stored"], rows, right=("stored",))
+        print()
+    say(f"below {repository.layout.points(found.vm.uuid)}")
+
+
+@points_app.command()
+def delete(
+    points: Annotated[list[str], typer.Argument(metavar="POINT...", help="Ids, or the beginnings of them.")],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="A point that is built on one of these takes over what it needs.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """Delete restore points of a VM."""
+    from sendense.cli.deleting import delete_points
+
+    delete_points(points, merge=merge, as_json=as_json)
+
+
+@points_app.command()
+def prune(
+    vm: Annotated[str, typer.Argument(metavar="[VM]", help=_VM_HELP, show_default=False)] = "",
+    every: Annotated[bool, typer.Option("--all", help="The points of all VMs, each by itself.")] = False,
+    keep_last: Annotated[int, typer.Option(metavar="N", min=0, help="Keep the N newest.")] = 0,
+    keep_daily: Annotated[int, typer.Option(metavar="N", min=0, help="And the newest of each of N days.")] = 0,
+    keep_weekly: Annotated[int, typer.Option(metavar="N", min=0, help="And of each of N weeks.")] = 0,
+    keep_monthly: Annotated[int, typer.Option(metavar="N", min=0, help="And of each of N months.")] = 0,
+    keep_yearly: Annotated[int, typer.Option(metavar="N", min=0, help="And of each of N years.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """
+    Delete the restore points that no rule keeps.
+
+    Only days (weeks, …) that have a point count. The newest point stays in any case, and those that stay take over
+    what they need of those that go.
+    """
+    from sendense.cli.deleting import prune_points
+    from sendense.repository.retention import Policy
+
+    policy = Policy(keep_last, keep_daily, keep_weekly, keep_monthly, keep_yearly)
+    prune_points(vm, policy, every=every, dry_run=dry_run, as_json=as_json)
+
+
+def _repository() -> "Repository":
+    from sendense.cli.catalogue import open_repository
+    from sendense.settings import load_settings
+
+    return open_repository(load_settings())
+
+
+def _title(known: "KnownVm") -> str:
+    where = f"{known.ref.moref} of site {known.ref.site}, " if known.ref.moref else ""
+    return f"{known.ref.name} ({where}{known.ref.uuid})" if where else known.ref.name
+
+
+def _all(repository: "Repository", known: "KnownVm") -> "list[Point | Broken]":
+    """Sound and broken, oldest first: an id begins with its time."""
+    found: list[Point | Broken] = [*repository.points(known.ref.uuid), *repository.broken(known.ref.uuid)]
+    return sorted(found, key=lambda point: point.id)
+
+
+def _rows(repository: "Repository", known: "KnownVm") -> list[list[str] | Note]:
+    from sendense.repository.points import Point
+
+    rows: list[list[str] | Note] = []
+    for point in _all(repository, known):
+        if not isinstance(point, Point):
+            rows += [[point.id, "", "broken", "", "", "", ""], Note(point.reason)]
+            continue
+        row = [point.id, _short(point.created), _MODES[point.mode], str(len(point.disks))]
+        verified = f"{_local(point.verified):%Y-%m-%d}" if point.verified else "never"
+        rows.append([*row, show_bytes(sum(disk.size for disk in point.disks)), show_bytes(point.copied), verified])
+        rows += [Note(text) for text in _why_full(point)]
+    return rows
+
+
+_MODES = {"full": "full", "incremental": "incr."}
+"""Eighty columns are few."""
+
+
+def _why_full(point: "Point") -> list[str]:
+    """The reasons why disks are fulls, once where they are the same."""
+    reasons: dict[str, list[int]] = {}
+    for disk in point.disks:
+        if disk.reason:
+            reasons.setdefault(disk.reason, []).append(disk.key)
+    if list(map(len, reasons.values())) == [len(point.disks)]:
+        return [f"full, as {next(iter(reasons))}"]
+    return [
+        f"disk{'s' * (len(keys) > 1)} {', '.join(map(str, keys))} full, as {reason}" for reason, keys in reasons.items()
+    ]
+
+
+def _listed_as_json(repository: "Repository", known: "KnownVm") -> list[dict[str, Any]]:
+    from sendense.repository.points import Point
+
+    vm = known.ref.model_dump()
+    return [
+        _as_json(point) if isinstance(point, Point) else {"id": point.id, "vm": vm, "broken": point.reason}
+        for point in _all(repository, known)
+    ]
+
+
+def _as_json(point: "Point") -> dict[str, Any]:
+    return point.model_dump(mode="json") | {"size": sum(disk.size for disk in point.disks), "broken": ""}
+
+
+def _local(time: datetime) -> datetime:
+    return time.astimezone()
+
+
+def _short(time: datetime) -> str:
+    """The id has the year."""
+    return f"{_local(time):%d %b %H:%M}"

@@ -1,0 +1,261 @@
+"""Steps that all kinds of jobs share: have every disk's batches copied, or read back, and close what was opened."""
+
+import time
+from collections.abc import Callable
+
+from blake3 import blake3
+
+from sendense.coordinator.context import Answer, Context, Done, Failed, Run, Waiting
+from sendense.errors import Different, InputError, JobFailed
+from sendense.jobs import broker, driver, presence
+from sendense.jobs.ledger import Ledger, Record
+from sendense.jobs.plan import batch_of
+from sendense.jobs.queues import site_queue
+from sendense.models import Difference, DiskSource, Failure, JobSpec, VmRef
+from sendense.requests import DiskWork, JobView, Work
+
+SURVEY_SILENCE_SECONDS = 20.0
+"""A survey that says nothing for so long is lost with its process: its beat is every two seconds."""
+
+MOST_SURVEYS = 6
+"""Times that a survey is sent before its loss, or its failure, is the job's."""
+
+CLOSE_SECONDS = 15.0
+"""Workers that still have a disk of an ended job open are waited for: two looks of theirs, and nbdkit's end."""
+
+Specify = Callable[[DiskWork], JobSpec]
+
+
+def copy(specify: Specify, context: Context, run: Run) -> Answer:
+    """Have every disk copied; what each is to read and write, `specify` says. Done when all of them are stored."""
+    return _all(context, run, specify, "")
+
+
+def verify(specify: Specify, context: Context, run: Run) -> Answer:
+    """Have what was copied read back, and compared with the digests that were taken on the way."""
+    for disk in run.work.disks:
+        spec = _verification(specify(disk))
+        if context.ledger.state(spec.id) is None:
+            _plan_verification(context.ledger, disk.copy_id, spec)
+    answer = _all(context, run, lambda disk: _verification(specify(disk)), "-verify")
+    if not isinstance(answer, Done):
+        return answer
+    disks = [_compare(context.ledger, disk) for disk in answer.work.disks]
+    return judge(answer.work.model_copy(update={"disks": disks}))
+
+
+def judge(work: Work) -> Answer:
+    """Done, unless a disk's stored content differs from what was copied."""
+    disk = next((disk for disk in work.disks if disk.differences), None)
+    if not disk:
+        return Done(work)
+    first = disk.differences[0]
+    more = f" and {len(disk.differences) - 1} more" if len(disk.differences) > 1 else ""
+    where = f"disk {disk.key}" if disk.export or disk.target else f"disk {disk.key} of {disk.label}"
+    return Failed(
+        work,
+        Different(
+            f"{where}: what is stored differs from what was copied: offset={first.offset} length={first.length}{more}"
+        ),
+    )
+
+
+def close(context: Context, run: Run) -> Answer:
+    """Stop what still runs, cut its connections to the exports, and wait until the processes let the disks go."""
+    ids = [name for disk in run.work.disks if disk.copy_id for name in (disk.copy_id, f"{disk.copy_id}-verify")]
+    for name in ids:
+        if context.ledger.state(name) in ("preparing", "ready", "copying"):
+            context.ledger.stop(name)
+        if context.ledger.state(name):
+            context.ledger.close(name)
+    for disk in run.work.disks:
+        for export in filter(None, (disk.export, disk.source_export)):
+            context.exports.remove(export)
+    deadline = time.monotonic() + CLOSE_SECONDS
+    while any(context.ledger.holders(name) for name in ids) and time.monotonic() < deadline:
+        run.beat()
+        time.sleep(0.1)
+    if run.view.outcome == "succeeded":
+        for name in ids:
+            context.ledger.delete(name)
+    return Done(run.work)
+
+
+def has_stored(ledger: Ledger, disk: DiskWork) -> bool:
+    """Whether anything of the disk is stored that a resumed job would not copy again."""
+    progress = ledger.progress(disk.copy_id) if disk.copy_id else None
+    return bool(progress and progress.batches_done)
+
+
+def vm_disk_spec(view: JobView, disk: DiskWork, vm: VmRef) -> JobSpec:
+    """The copying of a VM's disk, as it was at the job's snapshot."""
+    work = view.work
+    return JobSpec(
+        id=disk.copy_id,
+        kind="copy",
+        site=vm.site,
+        name=f"{view.name} · disk {disk.key}",
+        source="",
+        disk=DiskSource(site=vm.site, vm=vm.moref, snapshot=work.snapshot, file=disk.file, thumbprint=work.thumbprint),
+        target=disk.target,
+        target_is_zero=disk.blank,
+        part_of=view.id,
+        solo=not disk.export,
+    )
+
+
+def records_of(context: Context, disk: DiskWork) -> list[Record]:
+    """What the ledger has of a disk, in disk order."""
+    return context.ledger.records(disk.copy_id)
+
+
+def _all(context: Context, run: Run, specify: Specify, suffix: str) -> Answer:
+    disks, reasons, complete = [], [], True
+    for disk in run.work.disks:
+        run.beat()
+        found, done, reason = _Copying(context, run.view, disk, specify(disk)).go_on()
+        disks.append(found)
+        complete = complete and done
+        reasons += [reason] if reason else []
+    work = run.work.model_copy(update={"disks": disks})
+    return Done(work) if complete else Waiting(work, reasons[0] if reasons else "")
+
+
+class _Copying:
+    """One look at the copying of one disk, and whatever it needs to go on."""
+
+    def __init__(self, context: Context, view: JobView, disk: DiskWork, spec: JobSpec) -> None:
+        self._context, self._ledger, self._view = context, context.ledger, view
+        self._disk, self._spec = disk, spec
+
+    def go_on(self) -> tuple[DiskWork, bool, str]:
+        """The disk as it is now, whether its copying is complete, and what it waits for."""
+        ledger, spec = self._ledger, self._spec
+        queue = site_queue(spec.site, solo=spec.solo)
+        state, reason = ledger.state(spec.id), ""
+        workers = presence.processes(ledger.client, queue)
+        if not workers:
+            reason = f"no worker reads the queue {queue}"
+        if state is None or state == "stopped":
+            ledger.prepare(spec)
+            state = "preparing"
+        if state == "failed" and self._may_survey_again():
+            ledger.prepare(spec)
+            state, reason = "preparing", ledger.failures(spec.id)[-1].message
+            self._update(heard=0.0)
+        if state == "preparing":
+            self._survey()
+        if state == "ready":
+            self._begin()
+        if state in ("ready", "copying"):
+            self._drive(max(1, workers))
+            state = ledger.state(spec.id)
+        self._tell()
+        if state == "failed":
+            raise self._error()
+        if state == "copied":
+            return self._result(), True, ""
+        return self._disk, False, reason
+
+    def _may_survey_again(self) -> bool:
+        """A server that could not be opened may be there a moment later."""
+        last = self._ledger.failures(self._spec.id)[-1:]
+        return bool(last) and last[0].batch is None and last[0].retryable and self._disk.surveys < MOST_SURVEYS
+
+    def _survey(self) -> None:
+        beats, now = self._ledger.beats(self._spec.id), time.time()
+        if beats != self._disk.beats:
+            self._update(beats=beats, heard=now)
+        if self._disk.surveys and now - self._disk.heard < SURVEY_SILENCE_SECONDS:
+            return
+        if self._disk.surveys >= MOST_SURVEYS:
+            raise JobFailed(
+                f"the survey of {self._spec.source_label} was lost {MOST_SURVEYS} times", "Look at the worker's log."
+            )
+        broker.send_survey(self._context.app, self._spec)
+        self._update(surveys=self._disk.surveys + 1, heard=now)
+
+    def _begin(self) -> None:
+        survey = self._ledger.survey(self._spec.id)
+        assert survey
+        if self._disk.size and survey.size != self._disk.size:
+            raise JobFailed(
+                f"disk {self._disk.key}: {self._spec.source_label} has {survey.size} bytes, and should have "
+                f"{self._disk.size}",
+                "Start the job again: the disk was changed meanwhile.",
+            )
+        if self._spec.solo and survey.multi_conn:
+            self._spec = self._spec.model_copy(update={"solo": False})
+        self._ledger.begin(self._spec)
+
+    def _drive(self, workers: int) -> None:
+        ledger, spec = self._ledger, self._ledger.spec(self._spec.id) or self._spec
+        progress = ledger.progress(spec.id)
+        total = progress.batches if progress else 0
+        window = driver.WINDOW_PER_PROCESS * workers
+        dispatch = broker.chord_dispatch(self._context.app, spec, total, window)
+        _, lapsed = driver.tick(ledger, spec.id, ledger.epoch(spec.id), window, dispatch)
+        for _, owner in lapsed:
+            presence.condemn(ledger.client, owner)
+
+    def _tell(self) -> None:
+        """Enter new failed attempts in the job's history."""
+        failures = self._ledger.failures(self._spec.id, self._disk.failures)
+        for failure in failures:
+            self._context.jobs.event(self._view.id, f"disk {self._disk.key}: {failure.message}")
+        self._update(failures=self._disk.failures + len(failures))
+
+    def _error(self) -> InputError | JobFailed:
+        failures: list[Failure] = self._ledger.given_up(self._spec.id) or self._ledger.failures(self._spec.id)[-1:]
+        if not failures:
+            return JobFailed(
+                f"disk {self._disk.key}: the copying ended without saying why", "Look at the workers' logs."
+            )
+        first = failures[0]
+        message = f"disk {self._disk.key}: {first.message}"
+        if first.usage:
+            return InputError(message, first.hint)
+        more = f" (and {len(failures) - 1} more batches)" if len(failures) > 1 else ""
+        return JobFailed(message + more, first.hint)
+
+    def _result(self) -> DiskWork:
+        if self._spec.of or self._spec.kind == "verify":
+            return self._disk
+        records = self._ledger.records(self._spec.id)
+        self._update(
+            progress=self._ledger.progress(self._spec.id),
+            seconds=round(self._ledger.seconds(self._spec.id), 3),
+            digest=blake3(b"".join(record.digest for record in records)).hexdigest(),
+        )
+        return self._disk
+
+    def _update(self, **fields: object) -> None:
+        self._disk = self._disk.model_copy(update=fields)
+
+
+def _verification(spec: JobSpec) -> JobSpec:
+    """What reads back what `spec` wrote."""
+    update = {"id": f"{spec.id}-verify", "kind": "verify", "source": spec.target, "target": "", "of": spec.id}
+    return spec.model_copy(update={**update, "disk": None})
+
+
+def _plan_verification(ledger: Ledger, copied: str, spec: JobSpec) -> None:
+    survey = ledger.survey(copied)
+    assert survey
+    ledger.prepare(spec)
+    ledger.write_plan(spec.id, survey, (batch_of(record.extents) for record in ledger.records(copied)))
+
+
+def _compare(ledger: Ledger, disk: DiskWork) -> DiskWork:
+    """The disk with what was found wrong; those batches are to do again in the job's next run."""
+    found = {record.batch: record.digest for record in ledger.records(f"{disk.copy_id}-verify")}
+    records = ledger.records(disk.copy_id)
+    wrong = [record for number, record in enumerate(records) if found.get(number) != record.digest]
+    ledger.reopen(disk.copy_id, wrong)
+    differences = [difference_of(record.extents[0].offset, record.extents[-1].end) for record in wrong]
+    return disk.model_copy(update={"verified": not wrong, "differences": differences})
+
+
+def difference_of(start: int, end: int) -> Difference:
+    """The range of a batch."""
+    return Difference(offset=start, length=end - start)

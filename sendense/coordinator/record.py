@@ -1,0 +1,255 @@
+"""
+The record of every job, in Redis: what was asked, which step it is at, what it found out, and how it ended.
+
+One process at a time runs a job's step, under a lease that it renews; what it writes counts only while that is its own.
+"""
+
+import json
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib import resources
+from typing import Any, cast
+
+import redis
+from pydantic import TypeAdapter
+from redis.commands.core import Script
+
+from sendense.errors import Cancelled, ClaimLost, InputError
+from sendense.jobs.ledger import LedgerUnavailable
+from sendense.models import Failure
+from sendense.requests import Event, JobRequest, JobView, Work
+
+KEPT_JOBS = 1000
+"""Ended jobs that are remembered."""
+
+EVENTS_KEPT = 2000
+"""Lines of a job's history that are remembered."""
+
+_JOBS, _ACTIVE = "sendense:jobs", "sendense:active"
+_REQUEST: TypeAdapter[JobRequest] = TypeAdapter(JobRequest)
+
+Value = str | int | float
+
+
+class Jobs:
+    """All jobs' records behind one Redis client."""
+
+    def __init__(self, client: "redis.Redis") -> None:
+        self._redis = client
+
+    def submit(self, job: str, request: JobRequest, name: str, step: str, locks: Iterable[str]) -> None:
+        """Enter a job in its first step; InputError names the job that has one of its locks."""
+        names = list(locks)
+        fields: dict[str, Value] = {
+            "request": request.model_dump_json(),
+            "name": name,
+            "state": "queued",
+            "step": step,
+            "work": Work().model_dump_json(),
+            "locks": json.dumps(names),
+            "created": _now(),
+        }
+        self._enter(job, names, fields, name)
+        self._forget_old()
+
+    def resume(self, job: str, step: str, work: Work) -> None:
+        """Have an ended job run again from a step; InputError when another one has its locks meanwhile."""
+        key, view = _key(job), self.find(job)
+        if view.state not in ("failed", "cancelled", "different"):
+            raise InputError(f"job {job}: {view.state}", "Only a job that failed or was cancelled can be resumed.")
+        locks = json.loads(cast(bytes, self._redis.hget(key, "locks")))
+        fields: dict[str, Value] = {"state": "queued", "step": step, "work": work.model_dump_json()}
+        fields |= {"attempts": 0, "due": 0, "waiting": "", "leftover": ""}
+        self._redis.hdel(key, "cancel", "outcome", "error", "ended")
+        self._enter(job, locks, fields, view.name)
+        self.event(job, "resumed")
+
+    def _enter(self, job: str, locks: list[str], fields: dict[str, Value], name: str) -> None:
+        values: list[Value] = [job, time.time(), len(locks), *(f"sendense:lock:{lock}" for lock in locks)]
+        for item in fields.items():
+            values += item
+        holder = self._run("submit", [_key(job), _JOBS, _ACTIVE], values).decode()
+        if holder:
+            raise InputError(
+                f"{name}: job {holder} is at work on it",
+                f"Wait until it ends (sendense jobs watch {holder}), or cancel it: sendense jobs cancel {holder}",
+            )
+
+    def get(self, job: str) -> JobView | None:
+        """A job; None when there is none of this id."""
+        fields = cast(dict[bytes, bytes], self._redis.hgetall(_key(job)))
+        return _view(job, {name.decode(): value.decode() for name, value in fields.items()}) if fields else None
+
+    def find(self, text: str) -> JobView:
+        """A job by its id, or by the beginning of it; InputError when that is none or several."""
+        found = [job for job in self.ids() if job.startswith(text)] if text else []
+        view = self.get(found[0]) if len(found) == 1 else None
+        if not view:
+            what = "several jobs begin with that" if found else "no such job"
+            raise InputError(f"job {text}: {what}", f"{', '.join(found) or 'sendense jobs lists them'}")
+        return view
+
+    def ids(self) -> list[str]:
+        """All jobs, the latest first."""
+        return [job.decode() for job in cast(list[bytes], self._redis.zrevrange(_JOBS, 0, -1))]
+
+    def views(self) -> list[JobView]:
+        """All jobs, the latest first."""
+        return [view for job in self.ids() if (view := self.get(job))]
+
+    def active(self) -> list[str]:
+        """The jobs that have not ended."""
+        return sorted(job.decode() for job in cast(set[bytes], self._redis.smembers(_ACTIVE)))
+
+    def is_active(self, job: str) -> bool:
+        """Whether the job has not ended."""
+        return bool(self._redis.sismember(_ACTIVE, job))
+
+    def is_leased(self, job: str) -> bool:
+        """Whether somebody runs the job's step now, or nobody is to do so yet."""
+        owner, until, due = cast(list[bytes | None], self._redis.hmget(_key(job), "owner", "until", "due"))
+        now = self._clock()
+        return bool(owner and float(until or 0) > now) or float(due or 0) > now
+
+    def cancel(self, job: str) -> None:
+        """Have the job's step end as soon as it can, and what it made cleaned."""
+        self._redis.hset(_key(job), mapping={"cancel": 1, "due": 0})
+        self.event(job, "to be cancelled")
+
+    def lease(self, job: str, owner: str, seconds: float, renew: float) -> "tuple[Lease | None, str]":
+        """The right to run the job's step, and whose lease lapsed before (empty: nobody's); None if not to be had."""
+        given, lapsed = self._run("lease", [_key(job), _ACTIVE], [job, owner, seconds])
+        return (Lease(self, job, owner, seconds, renew) if given else None), lapsed.decode()
+
+    def renew(self, job: str, owner: str, seconds: float) -> int:
+        """Keep a lease: 0 when it is lost, 2 when the job is to be cancelled, else 1."""
+        return int(self._run("renew", [_key(job)], [owner, seconds]))
+
+    def write(self, job: str, owner: str, fields: dict[str, Value], *, release: bool, delay: float = 0.0) -> bool:
+        """What a step found; False when the lease is not the caller's any more."""
+        values: list[Value] = [owner, int(release), delay]
+        for item in fields.items():
+            values += item
+        return bool(self._run("write", [_key(job)], values))
+
+    def finish(self, job: str, owner: str, state: str) -> bool:
+        """End the job; False when the lease is not the caller's."""
+        locks = json.loads(cast(bytes, self._redis.hget(_key(job), "locks")))
+        values: list[Value] = [job, owner, len(locks), *(f"sendense:lock:{lock}" for lock in locks)]
+        values += ["state", state, "ended", _now(), "waiting", ""]
+        return bool(self._run("finish", [_key(job), _ACTIVE], values))
+
+    def note_leftover(self, job: str, text: str) -> None:
+        """What of an ended job is still to be cleaned; empty when nothing is."""
+        self._redis.hset(_key(job), "leftover", text)
+
+    def event(self, job: str, text: str) -> None:
+        """Add a line to the job's history."""
+        self._redis.xadd(_events(job), {"text": text}, maxlen=EVENTS_KEPT)
+
+    def events(self, job: str, after: str = "-") -> list[Event]:
+        """The job's history, oldest first, after the event of this id."""
+        start = after if after == "-" else f"({after}"
+        found = cast(list[tuple[bytes, dict[bytes, bytes]]], self._redis.xrange(_events(job), min=start))
+        return [
+            Event(
+                id=number.decode(),
+                time=datetime.fromtimestamp(int(number.split(b"-")[0]) / 1000, UTC),
+                text=fields[b"text"].decode(),
+            )
+            for number, fields in found
+        ]
+
+    def _forget_old(self) -> None:
+        for job in self.ids()[KEPT_JOBS:]:
+            if not self.is_active(job):
+                self._redis.delete(_key(job), _events(job))
+                self._redis.zrem(_JOBS, job)
+
+    def now(self) -> str:
+        """The time, as records have it."""
+        return _now()
+
+    def _clock(self) -> float:
+        seconds, micros = self._redis.time()
+        return seconds + micros / 1e6
+
+    def _run(self, name: str, keys: list[str], args: list[Value]) -> Any:
+        return self._scripts[name](keys=keys, args=args)
+
+    @cached_property
+    def _scripts(self) -> dict[str, Script]:
+        folder = resources.files("sendense.coordinator") / "scripts"
+        names = ("submit", "lease", "renew", "write", "finish")
+        return {name: self._redis.register_script((folder / f"{name}.lua").read_text()) for name in names}
+
+
+class Lease:
+    """The right to run a job's step, kept by `beat`."""
+
+    def __init__(self, jobs: Jobs, job: str, owner: str, seconds: float, renew: float) -> None:
+        self._jobs, self.job, self.owner, self._seconds, self._renew = jobs, job, owner, seconds, renew
+        self._renewed = time.monotonic()
+        self.heeds_cancel = True
+        """Cleaning goes on in a cancelled job."""
+
+    def beat(self) -> None:
+        """To be called at least every two seconds: raises ClaimLost or Cancelled when the step must end."""
+        began = time.monotonic()
+        if began - self._renewed < self._renew:
+            return
+        try:
+            answer = self._jobs.renew(self.job, self.owner, self._seconds)
+        except LedgerUnavailable:
+            answer = int(began - self._renewed < self._seconds)  # whether it still stands is unknown
+        else:
+            self._renewed = began
+        if not answer:
+            raise ClaimLost(self.job, "its lease")
+        if answer == 2 and self.heeds_cancel:
+            raise Cancelled(self.job)
+
+    def write(self, fields: dict[str, Value], *, release: bool = False, delay: float = 0.0) -> None:
+        """Enter what the step found; ClaimLost when somebody else has the lease."""
+        if not self._jobs.write(self.job, self.owner, fields, release=release, delay=delay):
+            raise ClaimLost(self.job, "its lease")
+        self._renewed = time.monotonic() if not release else self._renewed
+
+
+def _view(job: str, fields: dict[str, str]) -> JobView:
+    def when(name: str) -> datetime | None:
+        return datetime.fromisoformat(fields[name]) if fields.get(name) else None
+
+    created = when("created")
+    assert created
+    return JobView(
+        id=job,
+        request=_REQUEST.validate_json(fields["request"]),
+        name=fields["name"],
+        state=cast(Any, fields["state"]),
+        step=fields["step"],
+        waiting=fields.get("waiting", ""),
+        cancelled="cancel" in fields,
+        outcome=cast(Any, fields.get("outcome", "succeeded")),
+        created=created,
+        started=when("started"),
+        ended=when("ended"),
+        attempts=int(fields.get("attempts", 0)),
+        error=Failure.model_validate_json(fields["error"]) if fields.get("error") else None,
+        leftover=fields.get("leftover", ""),
+        work=Work.model_validate_json(fields["work"]),
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+def _key(job: str) -> str:
+    return f"sendense:job:{job}"
+
+
+def _events(job: str) -> str:
+    return f"sendense:events:{job}"

@@ -1,0 +1,142 @@
+"""Steps of a restore: a point's images and the targets are served, copied, and a new image gets its own name."""
+
+import os
+from pathlib import Path
+
+from sendense.coordinator import copying
+from sendense.coordinator.context import Answer, Context, Done, Run
+from sendense.coordinator.serving import export_name, serve
+from sendense.errors import InputError
+from sendense.models import JobSpec
+from sendense.nbd import images
+from sendense.nbd.uri import is_uri
+from sendense.requests import DiskWork, JobView, RestoreRequest
+from sendense.settings import HUB_SITE
+
+
+def choose(context: Context, run: Run) -> Answer:
+    """Which disk goes where; what an earlier run of the job stored is kept."""
+    request, job = _request(run.view), run.view.id
+    point = context.repository.find(request.point)
+    before = {disk.key: disk for disk in run.work.disks}
+    disks = []
+    for key, target in request.targets.items():
+        stored, uri = point.disk(key), is_uri(target)
+        if not uri:
+            check_new_image(Path(target), force=request.force, resumed=key in before)
+        disks.append(
+            DiskWork(
+                key=key,
+                label=stored.label,
+                size=stored.size,
+                copy_id=f"{job}-{key}",
+                image="" if uri else f"{target}.partial",
+                export="" if uri else export_name(job, key),
+                source_export=export_name(job, key),
+                target=target if uri else "",
+            )
+        )
+    return Done(run.work.model_copy(update={"disks": disks, "point": point.id}))
+
+
+def check_new_image(path: Path, *, force: bool, resumed: bool) -> None:
+    """InputError unless an image of that name can be made."""
+    if path.suffix.lower() not in images.TARGET_FORMATS:
+        raise InputError(f"{path}: the name says no format that can be written", "Name it .qcow2 or .raw.")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent}: no such folder", "Make it first.")
+    if path.exists() and not force:
+        raise InputError(f"{path}: exists", "Name another target, or give --force to replace it.")
+    if path.with_name(f"{path.name}.partial").exists() and not (force or resumed):
+        raise InputError(
+            f"{path}.partial: exists", "Another job is, or was, at work there: delete it, or give --force."
+        )
+
+
+def prepare(context: Context, run: Run) -> Answer:
+    """Serve the stored images, and make and serve the new ones."""
+    disks = []
+    for disk in run.work.disks:
+        fresh = context.ledger.survey(disk.copy_id) is None
+        if disk.image:
+            make_image(Path(disk.image), disk.size, keep=not fresh)
+        served = _serve(context, run, disk)
+        disks.append(served.model_copy(update={"blank": fresh and bool(disk.image)}))
+    return Done(run.work.model_copy(update={"disks": disks}))
+
+
+def make_image(partial: Path, size: int, *, keep: bool) -> None:
+    """A new image under its unfinished name; `keep` the one that is there, with what is stored in it."""
+    if keep and partial.exists():
+        return
+    partial.unlink(missing_ok=True)
+    images.create(partial, images.TARGET_FORMATS[partial.with_suffix("").suffix.lower()], size)
+
+
+def copy(context: Context, run: Run) -> Answer:
+    """Copy, with everything served all the while."""
+    for disk in run.work.disks:
+        _serve(context, run, disk)
+    return copying.copy(lambda disk: _spec(run.view, disk), context, run)
+
+
+def verify(context: Context, run: Run) -> Answer:
+    """Read the targets back, if that was asked for."""
+    if not _request(run.view).verify:
+        return Done(run.work)
+    for disk in run.work.disks:
+        _serve(context, run, disk)
+    return copying.verify(lambda disk: _spec(run.view, disk), context, run)
+
+
+def deliver(context: Context, run: Run) -> Answer:
+    """Close the new images, and give them their names."""
+    for disk in run.work.disks:
+        if disk.export:
+            context.exports.remove(disk.export)
+            give_name(Path(disk.image))
+    return Done(run.work)
+
+
+def give_name(partial: Path) -> None:
+    """Make an image durable under its own name; done already is fine."""
+    if partial.exists():
+        sync(partial)
+        partial.replace(partial.with_suffix(""))
+        sync(partial.parent)
+
+
+def sync(path: Path) -> None:
+    """Make a file's content durable, or a folder's entries."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _serve(context: Context, run: Run, disk: DiskWork) -> DiskWork:
+    point = context.repository.find(run.work.point)
+    stored = context.repository.levels(point, disk.key)[0].image
+    source = context.exports.add(disk.source_export, stored, writable=False)
+    served = serve(context, disk, run.beat) if disk.export else disk
+    return served.model_copy(update={"source": source})
+
+
+def _spec(view: JobView, disk: DiskWork) -> JobSpec:
+    return JobSpec(
+        id=disk.copy_id,
+        kind="copy",
+        site=HUB_SITE,
+        name=f"{view.name} · disk {disk.key}",
+        source=disk.source,
+        target=disk.target,
+        target_is_zero=disk.blank,
+        part_of=view.id,
+        solo=not disk.export,
+    )
+
+
+def _request(view: JobView) -> RestoreRequest:
+    assert isinstance(view.request, RestoreRequest)
+    return view.request

@@ -1,0 +1,133 @@
+"""
+Running a job's steps: whoever gets the job's lease, at the place where its step belongs, runs it and those that follow.
+
+Called for every job at every tick and after every event, by any process, any number of times: the lease lets one in. A
+process that is killed, or stops, in mid-step loses its lease, and the step runs again from what the record has.
+"""
+
+import logging
+
+from sendense.coordinator.context import Context, Done, Failed, Run, Step, Waiting
+from sendense.coordinator.pipelines import pipeline
+from sendense.coordinator.record import Lease, Value
+from sendense.errors import Cancelled, ClaimLost, Different, InputError, InternalError, SendenseError
+from sendense.jobs import broker, presence
+from sendense.jobs.batch import failure_of
+from sendense.jobs.queues import HUB_QUEUE, Place, control_queue
+from sendense.requests import BackupRequest, DeleteRequest, JobView, MigrateRequest
+from sendense.retry import delay_before_next
+
+log = logging.getLogger(__name__)
+
+CLEANING_ATTEMPTS = 5
+"""Times that a cleaning step is tried before its job ends with something left over."""
+
+
+def send(app: broker.App, view: JobView, expires: float | None = None) -> None:
+    """Have the job's next step run where it belongs."""
+    place = _step(view).place
+    broker.send_advance(app, view.id, view.name, place, _queue(view, place), expires)
+
+
+def advance(context: Context, job: str, place: Place, owner: str) -> None:
+    """Run the job's steps that belong to this place, as far as they go now."""
+    seconds, renew = context.settings.claim_seconds, context.settings.renew_seconds
+    view = context.jobs.get(job)
+    if not view or _step(view).place != place:
+        return
+    lease, lapsed = context.jobs.lease(job, owner, seconds, renew)
+    if lapsed:
+        presence.condemn(context.ledger.client, lapsed)
+    if not lease:
+        return
+    try:
+        while view := context.jobs.get(job):
+            if _step(view).place != place:
+                lease.write({}, release=True)
+                send(context.app, view)
+                return
+            if not _run_step(context, view, lease):
+                return
+    except ClaimLost:
+        log.warning("a step lost its lease", extra={"action": "lease_lost", "job_id": job})
+
+
+def _run_step(context: Context, view: JobView, lease: Lease) -> bool:
+    """Run one step, and enter what came of it; False when the lease is given back."""
+    step, jobs = _step(view), context.jobs
+    lease.heeds_cancel = not step.cleaning
+    if not view.started:
+        lease.write({"state": "running", "started": jobs.now()})
+    try:
+        if view.cancelled and lease.heeds_cancel:
+            raise Cancelled(view.id)
+        answer = step.run(context, Run(view, lease.beat))
+    except ClaimLost:
+        raise
+    except SendenseError as exc:
+        return _step_failed(context, view, lease, exc)
+    except Exception as exc:
+        log.exception("a step failed", extra={"action": "step_failed", "job_id": view.id, "step": step.name})
+        return _step_failed(context, view, lease, InternalError(exc))
+    fields: dict[str, Value] = {"work": answer.work.model_dump_json()}
+    match answer:
+        case Waiting(reason=reason):
+            lease.write({**fields, "waiting": reason}, release=True)
+            return False
+        case Done():
+            return _next(context, view, lease, fields)
+        case Failed(error=error):
+            lease.write(fields)
+            return _step_failed(context, view, lease, error)
+
+
+def _next(context: Context, view: JobView, lease: Lease, fields: dict[str, Value]) -> bool:
+    """Go on to the step behind this one, or end the job."""
+    steps = pipeline(view.request)
+    number = steps.index(_step(view))
+    if number + 1 < len(steps):
+        following = steps[number + 1].name
+        context.jobs.event(view.id, following)
+        lease.write({**fields, "step": following, "attempts": 0, "waiting": ""})
+        return True
+    lease.write(fields)
+    context.jobs.event(view.id, view.outcome)
+    if not context.jobs.finish(view.id, lease.owner, view.outcome):
+        raise ClaimLost(view.id, "its lease")
+    return False
+
+
+def _step_failed(context: Context, view: JobView, lease: Lease, exc: SendenseError) -> bool:
+    step, attempt = _step(view), view.attempts + 1
+    failure = failure_of(exc, attempt=attempt, worker=lease.owner)
+    failure = failure.model_copy(update={"usage": isinstance(exc, InputError)})
+    context.jobs.event(view.id, f"{step.name}: {failure.message}")
+    if step.cleaning:
+        if attempt < CLEANING_ATTEMPTS:
+            delay = context.settings.retry_seconds * attempt
+            lease.write({"attempts": attempt, "waiting": failure.message}, release=True, delay=delay)
+            return False
+        context.jobs.note_leftover(view.id, f"{view.leftover}{step.name}: {failure.message}\n")
+        return _next(context, view, lease, {})
+    delay_or_none = delay_before_next(attempt, exc, context.settings.retry_seconds)
+    if delay_or_none is not None:
+        lease.write({"attempts": attempt, "waiting": failure.message}, release=True, delay=delay_or_none)
+        return False
+    outcome = {Cancelled: "cancelled", Different: "different"}.get(type(exc), "failed")
+    first = next(each for each in pipeline(view.request) if each.cleaning)
+    fields: dict[str, Value] = {"outcome": outcome, "step": first.name, "attempts": 0, "waiting": ""}
+    if outcome != "cancelled":
+        fields["error"] = failure.model_dump_json()
+    lease.write(fields)
+    return True
+
+
+def _step(view: JobView) -> Step:
+    return next(step for step in pipeline(view.request) if step.name == view.step)
+
+
+def _queue(view: JobView, place: Place) -> str:
+    if place == "hub":
+        return HUB_QUEUE
+    assert isinstance(view.request, BackupRequest | MigrateRequest | DeleteRequest)
+    return control_queue(view.request.vm.site)

@@ -1,0 +1,24 @@
+"""The hub's exports of a job's images."""
+
+import secrets
+from pathlib import Path
+
+from sendense.coordinator.context import Context
+from sendense.nbd import images
+from sendense.nbd.connect import Beat
+from sendense.requests import DiskWork
+
+
+def export_name(job: str, key: int) -> str:
+    """A name that no process of another job, or of an earlier run of this one, knows."""
+    return f"job-{job}-{key}-{secrets.token_hex(8)}"
+
+
+def serve(context: Context, disk: DiskWork, beat: Beat) -> DiskWork:
+    """Have the disk's image served, and repaired before if a killed daemon left leaks in it; its target is the URI."""
+    served = any(export.name == disk.export and not export.closing for export in context.exports.list())
+    image = Path(disk.image)
+    kind = images.TARGET_FORMATS.get(image.suffix.removesuffix(".partial") or image.suffixes[-2], "qcow2")
+    if not served and kind == "qcow2":
+        images.repair_leaks(image, beat)
+    return disk.model_copy(update={"target": context.exports.add(disk.export, image, kind, writable=True)})
