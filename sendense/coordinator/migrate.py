@@ -11,9 +11,9 @@ from sendense.coordinator.context import Answer, Context, Done, Run
 from sendense.coordinator.restore import check_new_image, give_name, make_image
 from sendense.coordinator.serving import export_name, serve
 from sendense.errors import InputError
+from sendense.files import make_folder, write_atomically
 from sendense.models import JobSpec
 from sendense.nbd.uri import is_uri
-from sendense.repository.files import make_folder, write_atomically
 from sendense.requests import DiskWork, JobView, MigrateRequest
 from sendense.settings import Settings
 

@@ -1,12 +1,12 @@
 """Steps of a restore: a point's images and the targets are served, copied, and a new image gets its own name."""
 
-import os
 from pathlib import Path
 
 from sendense.coordinator import copying
 from sendense.coordinator.context import Answer, Context, Done, Run
 from sendense.coordinator.serving import export_name, serve
 from sendense.errors import InputError
+from sendense.files import rename, sync
 from sendense.models import JobSpec
 from sendense.nbd import images
 from sendense.nbd.uri import is_uri
@@ -102,17 +102,7 @@ def give_name(partial: Path) -> None:
     """Make an image durable under its own name; done already is fine."""
     if partial.exists():
         sync(partial)
-        partial.replace(partial.with_suffix(""))
-        sync(partial.parent)
-
-
-def sync(path: Path) -> None:
-    """Make a file's content durable, or a folder's entries."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        rename(partial, partial.with_suffix(""))
 
 
 def _serve(context: Context, run: Run, disk: DiskWork) -> DiskWork:

@@ -1,15 +1,14 @@
 """One local copy from request to result: prepares, drives and finishes a job on a stack of its own."""
 
-import os
 import time
 import uuid
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 from blake3 import blake3
 
 from sendense.errors import InputError, JobFailed
+from sendense.files import rename, sync
 from sendense.jobs import broker, driver
 from sendense.jobs.ledger import Ledger, Record
 from sendense.jobs.plan import batch_of
@@ -258,9 +257,8 @@ class LocalCopy:
         self._stack.end_worker()
         if not self._target.uri:
             self._stack.end_server(self._spec.target)
-            _sync(self._target.partial)
-            self._target.partial.replace(self._target.path)
-            _sync(self._target.path.parent)
+            sync(self._target.partial)
+            rename(self._target.partial, self._target.path)
         self._folder.finish()
 
     def _summarize(
@@ -309,11 +307,3 @@ class LocalCopy:
 def _new_spec(target: Target) -> JobSpec:
     name = target.path.name or parse(target.uri).export or target.label
     return JobSpec(id=uuid.uuid4().hex[:12], kind="copy", site=SITE, name=name, source="")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

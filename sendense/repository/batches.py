@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from sendense.errors import JobFailed
 from sendense.extents import Extent, pack, total, unpack
-from sendense.repository.files import replacing, storing
+from sendense.files import replacing, storing
 
 _MAGIC = b"sendense batches 1\n"
 _HEAD = struct.Struct("<IQ32s")

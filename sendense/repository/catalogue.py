@@ -10,8 +10,8 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sendense.errors import InputError
+from sendense.files import PART, hint_for, make_folder, storing, write_atomically
 from sendense.models import VmDisk, VmInfo, VmRef
-from sendense.repository.files import PART, hint_for, make_folder, storing, write_atomically
 from sendense.repository.layout import LEAVING, MANIFEST, Layout, vm_uuid
 from sendense.repository.points import FORMAT, Point, PointDisk, manifest_text, read_json, read_manifest
 from sendense.repository.survey import Survey

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sendense.errors import InputError
-from sendense.repository.files import locked
+from sendense.files import locked
 
 MANIFEST = "point.json"
 LEAVING = "point.deleted"

@@ -20,12 +20,12 @@ from pathlib import Path
 
 from sendense.errors import InputError, JobFailed
 from sendense.extents import total
+from sendense.files import PART, rename, storing, sync, write_atomically
 from sendense.nbd import images
 from sendense.nbd.connect import Beat, no_beat
 from sendense.repository import batches
 from sendense.repository.catalogue import Broken, Repository
 from sendense.repository.coverage import Coverage
-from sendense.repository.files import PART, rename, storing, sync, write_atomically
 from sendense.repository.layout import LEAVING, MANIFEST, REMOVED, Layout, disk_keys, image_name
 from sendense.repository.points import Point, PointDisk, manifest_text, mode_of, read_manifest
 from sendense.repository.rebatch import merged

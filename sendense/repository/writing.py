@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sendense.errors import InputError, JobFailed
+from sendense.files import PART, rename, storing, sync, write_atomically
 from sendense.nbd import images
 from sendense.nbd.connect import Beat, no_beat
 from sendense.repository import batches
 from sendense.repository.batches import StoredBatch, Totals
-from sendense.repository.files import PART, rename, storing, sync, write_atomically
 from sendense.repository.layout import (
     LEAVING,
     MANIFEST,

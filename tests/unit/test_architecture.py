@@ -14,7 +14,7 @@ LAYERS = (
     {"sendense"},  # only the version
     {"sendense.units"},
     {"sendense.errors"},
-    {"sendense.models", "sendense.extents", "sendense.retry"},
+    {"sendense.models", "sendense.extents", "sendense.retry", "sendense.files"},
     {"sendense.settings", "sendense.requests"},
     {"sendense.nbd", "sendense.vsphere"},
     {"sendense.repository", "sendense.exports"},
