@@ -15,6 +15,7 @@ Every error that Sendense raises on purpose.
     │   ├── VmGone, SnapshotGone, SnapshotFailed, QuiesceFailed, PowerFailed, ChangesUnknown
     │   └── SiteBusy, SiteFault
     ├── InternalError         a fault of our own
+    ├── StepLost              processes died or stopped in a step of a job, again and again
     ├── Cancelled             a user cancelled the job
     ├── ClaimLost             the ledger gave this batch to somebody else, or stopped the job
     └── JobFailed             a job ended without its data stored
@@ -100,6 +101,19 @@ class ClaimLost(SendenseError):
 
     def __str__(self) -> str:
         return f"job {self.job} batch {self.batch}: the claim is no longer ours"
+
+
+class StepLost(SendenseError):
+    """Every process that ran a job's step was killed, or stopped."""
+
+    hint = "Look at the worker's log, and at what kills it (memory, say)."
+
+    def __init__(self, step: str, owner: str) -> None:
+        super().__init__(step, owner)
+        self.step, self.owner = step, owner
+
+    def __str__(self) -> str:
+        return f"{self.step}: its processes were killed or stopped, the last of them {self.owner}"
 
 
 class Cancelled(SendenseError):

@@ -56,7 +56,7 @@ class Exports:
     The exports of the daemon whose monitor listens at `qmp_socket` and whose NBD server listens at `address`.
 
     `address` is an absolute path or HOST:PORT. `timeout` is the seconds that a call may take, waiting for its turn and
-    for a daemon that is being started again included; ExportsUnavailable after that. Calls may be made again at any time.
+    for a daemon that is being started again included; ExportsUnavailable after that. Calls may be made again any time.
     """
 
     def __init__(self, qmp_socket: Path, address: str, timeout: float = 30.0) -> None:
@@ -157,7 +157,8 @@ class Exports:
             try:
                 return asyncio.run(monitor.session(work, deadline))
             except ExecuteError as exc:
-                raise ExportsUnavailable(f"the exports daemon refused '{monitor.stage}': {_one_line(exc)}", _LOG_HINT) from exc
+                refused = f"the exports daemon refused '{monitor.stage}': {_one_line(exc)}"
+                raise ExportsUnavailable(refused, _LOG_HINT) from exc
             except TimeoutError as exc:
                 waited = show_seconds(self._timeout)
                 raise ExportsUnavailable(

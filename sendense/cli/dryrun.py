@@ -123,6 +123,9 @@ def _heeding_interrupts() -> Iterator[Callable[[], None]]:
     try:
         yield beat
         beat()
+    except Interrupted:
+        print("sendense: interrupted; nothing was changed", file=sys.stderr)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -142,7 +142,7 @@ class _Copying:
         if state == "failed" and self._may_survey_again():
             ledger.prepare(spec)
             state, reason = "preparing", ledger.failures(spec.id)[-1].message
-            self._update(heard=0.0)
+            self._update(heard=0.0, beats=ledger.beats(spec.id))
         if state == "preparing":
             self._survey()
         if state == "ready":

@@ -11,7 +11,7 @@ from sendense.coordinator.context import Answer, Context, Done, Run
 from sendense.coordinator.restore import check_new_image, give_name, make_image
 from sendense.coordinator.serving import export_name, serve
 from sendense.errors import InputError
-from sendense.files import make_folder, write_atomically
+from sendense.files import make_folder, storing, write_atomically
 from sendense.models import JobSpec
 from sendense.nbd.uri import is_uri
 from sendense.requests import DiskWork, JobView, MigrateRequest
@@ -137,8 +137,10 @@ def deliver(context: Context, run: Run) -> Answer:
             job=run.view.id,
             cutover=request.cutover,
         )
-        make_folder(context.settings.migrations_dir)
-        write_atomically(_file(context.settings, request.vm.uuid, disk.key, target), done.model_dump_json().encode())
+        path = _file(context.settings, request.vm.uuid, disk.key, target)
+        with storing(path):
+            make_folder(path.parent)
+            write_atomically(path, done.model_dump_json().encode())
     return Done(run.work)
 
 

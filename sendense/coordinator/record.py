@@ -61,8 +61,8 @@ class Jobs:
             raise InputError(f"job {job}: {view.state}", "Only a job that failed or was cancelled can be resumed.")
         locks = json.loads(cast(bytes, self._redis.hget(key, "locks")))
         fields: dict[str, Value] = {"state": "queued", "step": step, "work": work.model_dump_json()}
-        fields |= {"attempts": 0, "due": 0, "waiting": "", "leftover": ""}
-        self._redis.hdel(key, "cancel", "outcome", "error", "ended")
+        fields |= {"attempts": 0, "due": 0}
+        fields |= dict.fromkeys(("waiting", "leftover", "cancel", "outcome", "error", "ended"), "")
         self._enter(job, locks, fields, view.name)
         self.event(job, "resumed")
 
@@ -231,8 +231,8 @@ def _view(job: str, fields: dict[str, str]) -> JobView:
         state=cast(Any, fields["state"]),
         step=fields["step"],
         waiting=fields.get("waiting", ""),
-        cancelled="cancel" in fields,
-        outcome=cast(Any, fields.get("outcome", "succeeded")),
+        cancelled=bool(fields.get("cancel")),
+        outcome=cast(Any, fields.get("outcome") or "succeeded"),
         created=created,
         started=when("started"),
         ended=when("ended"),

@@ -6,7 +6,7 @@ from sendense.coordinator import copying
 from sendense.coordinator.context import Answer, Context, Done, Run
 from sendense.coordinator.serving import export_name, serve
 from sendense.errors import InputError
-from sendense.files import rename, sync
+from sendense.files import rename, storing, sync
 from sendense.models import JobSpec
 from sendense.nbd import images
 from sendense.nbd.uri import is_uri
@@ -100,9 +100,10 @@ def deliver(context: Context, run: Run) -> Answer:
 
 def give_name(partial: Path) -> None:
     """Make an image durable under its own name; done already is fine."""
-    if partial.exists():
-        sync(partial)
-        rename(partial, partial.with_suffix(""))
+    with storing(partial):
+        if partial.exists():
+            sync(partial)
+            rename(partial, partial.with_suffix(""))
 
 
 def _serve(context: Context, run: Run, disk: DiskWork) -> DiskWork:

@@ -10,12 +10,12 @@ import logging
 from sendense.coordinator.context import Context, Done, Failed, Run, Step, Waiting
 from sendense.coordinator.pipelines import pipeline
 from sendense.coordinator.record import Lease, Value
-from sendense.errors import Cancelled, ClaimLost, Different, InputError, InternalError, SendenseError
+from sendense.errors import Cancelled, ClaimLost, Different, InputError, InternalError, SendenseError, StepLost
 from sendense.jobs import broker, presence
 from sendense.jobs.batch import failure_of
 from sendense.jobs.queues import HUB_QUEUE, Place, control_queue
 from sendense.requests import BackupRequest, DeleteRequest, JobView, MigrateRequest
-from sendense.retry import delay_before_next
+from sendense.retry import MAX_ATTEMPTS, delay_before_next
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,8 @@ def advance(context: Context, job: str, place: Place, owner: str) -> None:
     if not lease:
         return
     try:
+        if lapsed and not _step_lost(context, view, lease, lapsed):
+            return
         while view := context.jobs.get(job):
             if _step(view).place != place:
                 lease.write({}, release=True)
@@ -56,7 +58,7 @@ def _run_step(context: Context, view: JobView, lease: Lease) -> bool:
     """Run one step, and enter what came of it; False when the lease is given back."""
     step, jobs = _step(view), context.jobs
     lease.heeds_cancel = not step.cleaning
-    if not view.started:
+    if view.state == "queued":
         lease.write({"state": "running", "started": jobs.now()})
     try:
         if view.cancelled and lease.heeds_cancel:
@@ -72,13 +74,22 @@ def _run_step(context: Context, view: JobView, lease: Lease) -> bool:
     fields: dict[str, Value] = {"work": answer.work.model_dump_json()}
     match answer:
         case Waiting(reason=reason):
-            lease.write({**fields, "waiting": reason}, release=True)
+            lease.write({**fields, "waiting": reason, "attempts": 0}, release=True)
             return False
         case Done():
             return _next(context, view, lease, fields)
         case Failed(error=error):
             lease.write(fields)
             return _step_failed(context, view, lease, error)
+
+
+def _step_lost(context: Context, view: JobView, lease: Lease, owner: str) -> bool:
+    """Count a step whose process was killed or stopped as a failed attempt; False when nothing more can be done now."""
+    if view.attempts + 1 < MAX_ATTEMPTS:
+        context.jobs.event(view.id, f"{view.step}: its process {owner} was killed or stopped: run again")
+        lease.write({"attempts": view.attempts + 1})
+        return True
+    return _step_failed(context, view, lease, StepLost(view.step, owner))
 
 
 def _next(context: Context, view: JobView, lease: Lease, fields: dict[str, Value]) -> bool:

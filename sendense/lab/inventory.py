@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sendense.lab.machine import machine_properties, snapshot_properties
+from sendense.lab.records import Vm
 from sendense.lab.site import Site
 from sendense.lab.vim_tasks import VimTasks
 from sendense.lab.vmomi import vim, vmodl
@@ -58,6 +59,10 @@ class Inventory:
         """The object with this id, in its own type; None when there is none."""
         found = self._find(moid)
         return found[0](moid) if found else None
+
+    def recent_tasks(self, vm: Vm) -> list[Any]:
+        """A machine's tasks that have not ended, and some that have."""
+        return self._tasks.of(vm)
 
     def _find(self, moid: str) -> tuple[Any, Properties] | None:
         if moid in SINGLETONS:

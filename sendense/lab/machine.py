@@ -15,11 +15,12 @@ _MODIFIED = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 class Places(Protocol):
-    """Where a machine runs and lies."""
+    """Where a machine runs and lies, and what is done with it."""
 
     def host(self, name: str) -> Any: ...
     def pool(self, host: str) -> Any: ...
     def datastore(self, name: str) -> Any: ...
+    def recent_tasks(self, vm: Vm) -> list[Any]: ...
 
 
 def machine_properties(site: Site, vm: Vm, places: Places) -> Mapping[str, Callable[[], Any]]:
@@ -40,6 +41,7 @@ def machine_properties(site: Site, vm: Vm, places: Places) -> Mapping[str, Calla
         "datastore": lambda: [places.datastore(vm.datastore)],
         "resourcePool": lambda: places.pool(vm.host),
         "network": list,
+        "recentTask": lambda: places.recent_tasks(vm),
         "layoutEx": lambda: _layout(site, vm),
         "storage": lambda: _storage(site, vm, places),
     }

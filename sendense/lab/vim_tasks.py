@@ -74,6 +74,11 @@ class VimTasks:
         with self._site.changed:
             return self._tasks.get(ref)
 
+    def of(self, vm: Vm) -> list[Any]:
+        """The machine's tasks that are remembered."""
+        with self._site.changed:
+            return [vim.Task(task.id) for task in self._tasks.values() if task.vm.id == vm.id]
+
     def start(self, vm: Vm, method: str, seconds: float, work: Callable[[], Any], failure: Exception | None) -> Any:
         """Run `work` after so many seconds; returns the task. It ends with `failure` instead, if given."""
         with self._site.changed:

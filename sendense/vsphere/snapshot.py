@@ -29,6 +29,9 @@ from sendense.vsphere.vim_tasks import (
 
 DESCRIPTION = "Made by Sendense to copy the VM's disks; it is removed afterwards."
 
+_CREATES = "VirtualMachine.createSnapshot"
+"""How TaskInfo.descriptionId begins for CreateSnapshot_Task, and for CreateSnapshotEx_Task."""
+
 _IN_THE_WAY = (vim.fault.TaskInProgress, vim.fault.ConcurrentAccess)
 _QUIESCING = (vim.fault.ApplicationQuiesceFault, vim.fault.FilesystemQuiesceFault, vim.fault.ToolsUnavailable)
 
@@ -100,6 +103,7 @@ def remove_snapshots(session: Session, moref: str, name: str, beat: Beat, progre
     what = f"remove snapshot '{name}' of {moref}"
     seen: set[str] = set()
     with session.beating(beat), suppress(VmGone):
+        _let_creations_end(session, what, moref)
         while found := _named(session, what, moref, name):
             if found[0] not in seen:
                 deadline = time.monotonic() + session.site.snapshot_seconds
@@ -108,6 +112,18 @@ def remove_snapshots(session: Session, moref: str, name: str, beat: Beat, progre
             with suppress(SnapshotGone):
                 _attempt(session, what, remove, deadline, progress)
     return len(seen)
+
+
+def _let_creations_end(session: Session, what: str, moref: str) -> None:
+    """Wait for snapshots that are being made: whoever asked for one may have died, and it would be nobody's."""
+    recent = read(session, what, session.vm(moref), ("recentTask",)).get("recentTask") or []
+    deadline = time.monotonic() + session.site.snapshot_seconds
+    for vim_task in recent:
+        with suppress(VimTaskFailed, SiteFault):  # vCenter has forgotten it, or it made none
+            info = session.call(what, lambda: vim_task.info)  # noqa: B023
+            is_open = info.state in (vim.TaskInfo.State.queued, vim.TaskInfo.State.running)
+            if is_open and info.descriptionId.startswith(_CREATES):
+                wait_for(session, what, vim_task, deadline)
 
 
 def find_snapshots(session: Session, prefix: str) -> list[tuple[VmRef, str, str]]:

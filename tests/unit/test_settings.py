@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from sendense.errors import InputError
-from sendense.settings import Settings, load_settings
+from sendense.settings import Settings, Site, load_settings, settings_file
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +88,92 @@ def test_every_setting_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
     named = re.findall(r"^\| `SENDENSE_([A-Z_]+)`", text, re.MULTILINE)
     assert sorted(named) == sorted(name.upper() for name in Settings.model_fields)
+
+
+SITE = """
+[sites.oslo]
+vcenter = "vcenter.example:8443"
+user = "operator"
+password_file = "/etc/sendense/password"
+"""
+
+
+@pytest.fixture
+def file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The settings file that SENDENSE_CONFIG names, still empty."""
+    path = tmp_path / "sendense.toml"
+    path.touch()
+    monkeypatch.setenv("SENDENSE_CONFIG", str(path))
+    return path
+
+
+def test_file(file: Path) -> None:
+    """Settings and sites are read from a TOML file; a site has all that is not given by default."""
+    file.write_text(f'repository = "/srv/backup"\nclaim_seconds = 12\n{SITE}nbdkit_options = {{ libdir = "/opt" }}\n')
+    settings = load_settings()
+    assert (settings.repository, settings.claim_seconds) == (Path("/srv/backup"), 12)
+    site = settings.sites["oslo"]
+    assert (site.host, site.port, site.user) == ("vcenter.example", 8443, "operator")
+    assert (site.nbdkit_plugin, site.nbdkit_options) == ("vddk", {"libdir": "/opt"})
+    assert (site.thumbprint, site.ca_file) == ("", None)
+
+
+def test_an_address_without_a_port(file: Path) -> None:
+    """vCenter listens on 443 unless it is said otherwise."""
+    file.write_text(SITE.replace(":8443", ""))
+    site = load_settings().sites["oslo"]
+    assert (site.host, site.port) == ("vcenter.example", 443)
+
+
+def test_the_environment_wins(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    """A variable replaces what the file says, also where that is nonsense."""
+    file.write_text("tick_seconds = -1\nretry_seconds = 5\n")
+    monkeypatch.setenv("SENDENSE_TICK_SECONDS", "3")
+    settings = load_settings()
+    assert (settings.tick_seconds, settings.retry_seconds) == (3, 5)
+
+
+def test_where_a_file_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without SENDENSE_CONFIG the user's own file is read; one that is named has to be there."""
+    monkeypatch.delenv("SENDENSE_CONFIG", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    own = tmp_path / "sendense" / "sendense.toml"
+    own.parent.mkdir()
+    own.write_text("processes = 7\n")
+    assert (load_settings().processes, settings_file()) == (7, own)
+    monkeypatch.setenv("SENDENSE_CONFIG", str(tmp_path / "none"))
+    with pytest.raises(InputError, match=r"SENDENSE_CONFIG=.*none: no such file"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("conect_timeout = 3\n", "conect_timeout: no such setting"),
+        ("tick_seconds = 'often'\n", "tick_seconds = 'often'"),
+        ("claim_seconds = 3\nrenew_seconds = 2\n", "renew_seconds"),
+        (f"{SITE}pasword = 'x'\n", "sites.oslo.pasword: no such setting"),
+        (SITE.replace('user = "operator"\n', ""), "sites.oslo.user"),
+        (f'{SITE}thumbprint = "AA:BB"\n', "sites.oslo.thumbprint = 'AA:BB'"),
+        (f"{SITE}snapshot_seconds = 0\n", "sites.oslo.snapshot_seconds = 0"),
+        (f"{SITE}nbdkit_options = {{ nfchostport = 902 }}\n", "sites.oslo.nbdkit_options.nfchostport = 902"),
+        (SITE.replace("oslo", "Oslo"), "sites"),
+        (SITE.replace("oslo", "hub"), "'hub' cannot be a site's name"),
+        ("tick_seconds = \n", "Invalid value"),
+        ("repository = 3\n", "repository = 3"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(file: Path, text: str, where: str) -> None:
+    """The file and the key are named, with what is wrong about the value."""
+    file.write_text(text)
+    with pytest.raises(InputError, match=re.escape(where)) as caught:
+        load_settings()
+    assert str(caught.value).startswith(f"{file}: ")
+    assert caught.value.hint
+
+
+def test_every_key_of_a_site_is_documented() -> None:
+    """docs/settings.md has each key of a site, and none that is not there."""
+    text = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+    named = re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE)
+    assert named == list(Site.model_fields)
