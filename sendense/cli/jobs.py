@@ -121,7 +121,8 @@ def events(
 ) -> None:
     """The job's history; with --json one object a line."""
     told = "-"
-    with _look() as seat:
+    # Whoever follows for long also does the work: others would wait for it.
+    with _look(work=follow) as seat:
         name = seat.call(lambda: seat.jobs.find(job)).id
         while True:
             seat.go_on()
@@ -162,10 +163,10 @@ def clean(
             print("nothing was left")
 
 
-def _look() -> "Seat":
+def _look(*, work: bool = False) -> "Seat":
     from sendense.hub.seat import Seat
 
-    return Seat(_settings(), lambda text: None, work=False)
+    return Seat(_settings(), lambda text: None, work=work)
 
 
 def _settings() -> "Settings":

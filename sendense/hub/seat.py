@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class Seat:
-    """Reaches the hub, and runs it when nobody else does. `work` is False for commands that only look."""
+    """Reaches the hub, and runs it when nobody else does. `work` is False for commands that look, and end at once."""
 
     def __init__(self, settings: Settings, note: Note, *, work: bool) -> None:
         self._settings, self._note, self._work = settings, note, work

@@ -1,0 +1,218 @@
+"""The records of jobs on a real Redis: locks, leases, cancelling, resuming; and plans that are amended."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from sendense.coordinator.record import Jobs, Lease
+from sendense.errors import Cancelled, ClaimLost, InputError
+from sendense.extents import Extent
+from sendense.jobs.ledger import Ledger
+from sendense.jobs.patch import patch
+from sendense.jobs.plan import batch_of
+from sendense.models import JobSpec, Survey, VmRef
+from sendense.requests import BackupRequest, DiskWork, VerifyRequest, Work
+from sendense.units import KiB
+from tests.hub import Hub, open_hub, places
+
+LONG = 1e6
+"""Seconds that no test lasts."""
+
+CLUSTER = 64 * KiB
+VM = VmRef(site="lab", moref="vm-1", uuid="00000000-0000-0000-0000-000000000001", name="web01")
+BACKUP = BackupRequest(vm=VM)
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    """One Redis for all tests of this module."""
+    with open_hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def jobs(hub: Hub) -> Jobs:
+    """No jobs."""
+    hub.client.flushall()
+    return Jobs(hub.client)
+
+
+def submit(jobs: Jobs, job: str, *locks: str) -> None:
+    jobs.submit(job, BACKUP, "backup of web01", "inspect", locks)
+
+
+def lease(jobs: Jobs, job: str, owner: str = "w/1/a", seconds: float = LONG, renew: float = 0.0) -> Lease:
+    found, _ = jobs.lease(job, owner, seconds, renew)
+    assert found
+    return found
+
+
+def finish(jobs: Jobs, job: str, state: str) -> None:
+    lease(jobs, job, "w/9/end")
+    assert jobs.finish(job, "w/9/end", state)
+
+
+def test_submitted(jobs: Jobs) -> None:
+    """A job is there as it was submitted."""
+    submit(jobs, "aa", "vm:1")
+    view = jobs.find("a")
+    assert (view.id, view.request, view.state, view.step, view.work) == ("aa", BACKUP, "queued", "inspect", Work())
+    assert jobs.active() == ["aa"]
+
+
+def test_one_job_for_a_lock(jobs: Jobs) -> None:
+    """A second job on a locked VM is refused with the first one's id, and takes no lock of its own."""
+    submit(jobs, "aa", "vm:1")
+    with pytest.raises(InputError, match="job aa is at work on it") as caught:
+        submit(jobs, "bb", "target:t", "vm:1")
+    assert "sendense jobs cancel aa" in caught.value.hint
+    assert jobs.ids() == ["aa"]
+    submit(jobs, "cc", "target:t")
+    submit(jobs, "aa", "vm:1")  # its answer was lost: handed in again
+    assert jobs.active() == ["aa", "cc"]
+
+
+def test_the_end_frees_the_locks(jobs: Jobs) -> None:
+    """Once a job has ended, its VM is free for others, and it cannot be resumed while one of them runs."""
+    submit(jobs, "aa", "vm:1")
+    finish(jobs, "aa", "failed")
+    submit(jobs, "bb", "vm:1")
+    with pytest.raises(InputError, match="job bb is at work on it"):
+        jobs.resume("aa", "inspect", Work())
+    view = jobs.find("aa")
+    assert (view.state, bool(view.ended)) == ("failed", True)
+    finish(jobs, "bb", "succeeded")
+    jobs.resume("aa", "inspect", Work(point="p"))
+    view = jobs.find("aa")
+    assert (view.state, view.ended, view.outcome, view.error, view.work.point) == (
+        "queued",
+        None,
+        "succeeded",
+        None,
+        "p",
+    )
+
+
+def test_what_cannot_be_resumed(jobs: Jobs) -> None:
+    """A job that runs, or succeeded, has nothing to resume."""
+    submit(jobs, "aa")
+    with pytest.raises(InputError, match="queued"):
+        jobs.resume("aa", "inspect", Work())
+    finish(jobs, "aa", "succeeded")
+    with pytest.raises(InputError, match="succeeded"):
+        jobs.resume("aa", "inspect", Work())
+
+
+def test_one_process_has_the_lease(jobs: Jobs) -> None:
+    """While somebody runs a step nobody else does; what lapsed is named to the next."""
+    submit(jobs, "aa")
+    lease(jobs, "aa", "w/1/a")
+    assert jobs.is_leased("aa")
+    assert jobs.lease("aa", "w/2/b", LONG, 1.0) == (None, "")
+    submit(jobs, "bb")
+    first = lease(jobs, "bb", "w/1/a", seconds=-1.0)
+    assert not jobs.is_leased("bb")
+    found, lapsed = jobs.lease("bb", "w/2/b", LONG, 1.0)
+    assert found
+    assert lapsed == "w/1/a"
+    with pytest.raises(ClaimLost):
+        first.beat()
+    with pytest.raises(ClaimLost):
+        first.write({"step": "choose"})
+    assert jobs.find("bb").step == "inspect"
+
+
+def test_a_step_that_waits(jobs: Jobs) -> None:
+    """A lease that was given back with a delay is not to be had before; one given back without is."""
+    submit(jobs, "aa")
+    lease(jobs, "aa").write({"attempts": 1}, release=True, delay=LONG)
+    assert jobs.is_leased("aa")
+    assert jobs.lease("aa", "w/2/b", LONG, 1.0) == (None, "")
+    submit(jobs, "bb")
+    lease(jobs, "bb").write({}, release=True)
+    assert jobs.lease("bb", "w/2/b", LONG, 1.0)[1] == ""
+
+
+def test_cancelled(jobs: Jobs) -> None:
+    """A cancelled job's step ends at its next beat, a cleaning one does not; a delay is over at once."""
+    submit(jobs, "aa")
+    mine = lease(jobs, "aa")
+    mine.beat()
+    jobs.cancel("aa")
+    with pytest.raises(Cancelled):
+        mine.beat()
+    mine.heeds_cancel = False
+    mine.beat()
+    mine.write({}, release=True, delay=LONG)
+    jobs.cancel("aa")
+    assert not jobs.is_leased("aa")
+
+
+def test_an_ended_job_has_no_lease(jobs: Jobs) -> None:
+    """A message that comes after the end finds nothing to do."""
+    submit(jobs, "aa")
+    finish(jobs, "aa", "succeeded")
+    assert jobs.lease("aa", "w/1/a", LONG, 1.0) == (None, "")
+
+
+def test_finding(jobs: Jobs) -> None:
+    """A job is named by the beginning of its id, if only one begins so."""
+    jobs.submit("ab12", VerifyRequest(point="p", name="web01"), "verify web01", "choose", [])
+    submit(jobs, "ab34")
+    assert jobs.find("ab1").request.kind == "verify"
+    for text in ("ab", "x", ""):
+        with pytest.raises(InputError):
+            jobs.find(text)
+
+
+def test_history(jobs: Jobs) -> None:
+    """Lines come in their order, and from where somebody left off."""
+    submit(jobs, "aa")
+    for text in ("one", "two", "three"):
+        jobs.event("aa", text)
+    events = jobs.events("aa")
+    assert [event.text for event in events] == ["one", "two", "three"]
+    assert [event.text for event in jobs.events("aa", events[0].id)] == ["two", "three"]
+    assert jobs.events("aa", events[-1].id) == []
+
+
+def test_patched_plan(jobs: Jobs, hub: Hub) -> None:
+    """What changed is to do again, as data; what no batch had becomes one; patched twice is patched once."""
+    ledger = Ledger(hub.client)
+    size = 16 * CLUSTER
+    spec = JobSpec(id="aa-2000", kind="copy", name="disk", source="nbd://s/", target="nbd://t/")
+    zero, data = Extent(0, 4 * CLUSTER, True), Extent(4 * CLUSTER, 4 * CLUSTER)
+    other = Extent(8 * CLUSTER, 2 * CLUSTER)
+    ledger.prepare(spec)
+    survey = Survey(size=size, multi_conn=True, allocation=True, flush=True)
+    ledger.write_plan(spec.id, survey, [batch_of([zero]), batch_of([data]), batch_of([other])])
+    epoch = ledger.begin(spec)
+    ledger.take(spec.id, epoch, 3)
+    for batch in range(3):
+        claim = ledger.claim(spec.id, batch, epoch, "w/1/a", LONG)
+        assert claim
+        assert ledger.record(claim, bytes(32), 1, batch_of(claim.extents).data, 0, None)
+    changed = [Extent(CLUSTER, CLUSTER), Extent(12 * CLUSTER, CLUSTER)]
+    for _ in range(2):
+        patch(ledger, spec.id, changed, size)
+        assert places(hub.client, spec.id) == {0: ["todo"], 1: ["done"], 2: ["done"], 3: ["todo"]}
+        progress = ledger.progress(spec.id)
+        assert progress
+        assert (progress.batches, progress.batches_done, progress.data, progress.zero) == (
+            4,
+            2,
+            8 * CLUSTER,
+            3 * CLUSTER,
+        )
+        assert progress.done == 6 * CLUSTER
+    plan = dict(ledger.plan(spec.id))
+    assert plan[0] == [Extent(0, CLUSTER, True), Extent(CLUSTER, CLUSTER), Extent(2 * CLUSTER, 2 * CLUSTER, True)]
+    assert plan[3] == [Extent(12 * CLUSTER, CLUSTER)]
+
+
+def test_work_survives(jobs: Jobs) -> None:
+    """What a step found out is read back as it was."""
+    submit(jobs, "aa")
+    work = Work(disks=[DiskWork(key=2000, label="Hard disk 1", size=1)], left_out={2001: "independent"})
+    lease(jobs, "aa").write({"work": work.model_dump_json()})
+    assert jobs.find("aa").work == work
