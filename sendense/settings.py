@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from sendense.errors import InputError
 from sendense.retry import BASE_DELAY_SECONDS
@@ -159,6 +159,13 @@ class Settings(BaseSettings):
             raise ValueError(f"more than half of SENDENSE_CLAIM_SECONDS ({lasts}): claims would lapse")
         return value
 
+    @field_validator("state_dir", "repository", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        if value == "":
+            raise ValueError("names no folder")  # as a path it would be the current one
+        return value
+
     @field_validator("sites")
     @classmethod
     def _sites_have_names(cls, value: dict[str, Site]) -> dict[str, Site]:
@@ -198,6 +205,8 @@ def load_settings() -> Settings:
     path = settings_file()
     try:
         return Settings(**_read(path) if path else {})
+    except SettingsError as exc:
+        raise InputError(f"{PREFIX}SITES: {exc}", "Describe sites in the settings file (docs/settings.md).") from exc
     except ValidationError as exc:
         first = exc.errors()[0]
         where = _where(path, first["loc"])

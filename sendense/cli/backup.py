@@ -1,19 +1,19 @@
 """The `sendense backup` command."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from sendense.cli.running import run_job
 from sendense.errors import InputError
-from sendense.requests import BackupMode, BackupRequest
 
 
 def backup(
     vm: Annotated[str, typer.Argument(help="Name, inventory path, UUID or moref of the VM.")],
     site: Annotated[str, typer.Option(help="The VM's site; not needed where the settings have one.")] = "",
     mode: Annotated[
-        BackupMode, typer.Option(help="auto: an incremental where that is possible, else a full.")
+        Literal["auto", "full", "incremental"],
+        typer.Option(help="auto: an incremental where that is possible, else a full."),
     ] = "auto",
     disks: Annotated[str, typer.Option(help="Device keys of the disks, with commas; all of them otherwise.")] = "",
     quiesce: Annotated[bool, typer.Option("--quiesce/--no-quiesce", help="Have the guest write out its data.")] = True,
@@ -26,6 +26,7 @@ def backup(
 ) -> None:
     """Back a VM up into the repository: what changed since the last restore point, or all of it."""
     from sendense.cli.finding import find_vm, keys_of
+    from sendense.requests import BackupRequest
     from sendense.settings import load_settings
 
     settings = load_settings()

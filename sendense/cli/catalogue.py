@@ -1,5 +1,9 @@
 """What a user typed, found in the repository: its restore points and the VMs that they are of. Needs no vCenter."""
 
+import errno
+import os
+from pathlib import Path
+
 from sendense.errors import InputError
 from sendense.models import VmRef
 from sendense.repository.catalogue import Broken, KnownVm, Repository
@@ -15,6 +19,14 @@ def open_repository(settings: Settings) -> Repository:
     if not settings.repository:
         raise InputError("no repository is set", 'Name its folder: repository = "…" in the settings file.')
     return Repository.open(settings.repository, create=False)
+
+
+def is_new(path: Path) -> bool:
+    """Whether the first backup makes the repository there. Where that cannot be seen, opening it says why."""
+    try:
+        return set(os.listdir(path)) <= {"lost+found"}  # which a new file system comes with
+    except OSError as exc:
+        return exc.errno == errno.ENOENT
 
 
 def all_vms(repository: Repository) -> list[KnownVm]:

@@ -103,15 +103,15 @@ def _state(settings: "Settings") -> str:
 
 
 def _repository(settings: "Settings") -> str:
-    from sendense.repository.catalogue import Repository
+    from sendense.cli.catalogue import is_new, open_repository
 
     path = settings.repository
     if not path:
         return "none is set: migrations need none, backups do"
     usable = _writable(path, "repository")
-    if not path.exists() or not any(path.iterdir()):
+    if is_new(path):
         return usable
-    repository = Repository.open(path, create=False)
+    repository = open_repository(settings)
     points, broken = len(repository.points()), len(repository.broken())
     bad = f", {broken} of them broken" if broken else ""
     return f"{path}: {points + broken} restore points{bad}, {show_bytes(repository.free())} free"

@@ -5,15 +5,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from sendense.cli.catalogue import is_new, open_repository
 from sendense.cli.copy import Interrupted
 from sendense.cli.finding import site_named
 from sendense.cli.tables import Note, print_json, print_table, say
 from sendense.coordinator.preview import DiskPreview, Preview, preview
 from sendense.coordinator.record import Jobs
-from sendense.errors import InputError
 from sendense.jobs.ledger import LedgerUnavailable, connect
 from sendense.models import VmInfo, VmRef
-from sendense.repository.catalogue import Repository
 from sendense.repository.points import Point
 from sendense.requests import BackupMode, BackupRequest, DeleteRequest, MigrateRequest
 from sendense.settings import Settings
@@ -90,11 +89,9 @@ def _notes(found: Preview, info: VmInfo, job: str) -> Iterator[str]:
 
 def _latest(settings: Settings, vm: VmRef) -> Point | None:
     """The restore point to build on; None also where the first backup will make the repository."""
-    if not settings.repository:
-        raise InputError("no repository is set", 'Name its folder: repository = "…" in the settings file.')
-    if not settings.repository.exists() or not any(settings.repository.iterdir()):
+    if settings.repository and is_new(settings.repository):
         return None
-    return Repository.open(settings.repository, create=False).latest(vm.uuid)
+    return open_repository(settings).latest(vm.uuid)
 
 
 def _job_at_work(settings: Settings, vm: VmRef) -> str:

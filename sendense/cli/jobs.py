@@ -9,11 +9,11 @@ import typer
 
 from sendense.cli.running import describe_result, follow_job
 from sendense.errors import InputError
-from sendense.requests import JobView
 from sendense.units import show_bytes, show_seconds
 
 if TYPE_CHECKING:
     from sendense.hub.seat import Seat
+    from sendense.requests import JobView
     from sendense.settings import Settings
 
 jobs_app = typer.Typer(help="What was done, is being done, and how to go on with it.", no_args_is_help=False)
@@ -175,13 +175,13 @@ def _settings() -> "Settings":
     return load_settings()
 
 
-def _standing(view: JobView) -> str:
+def _standing(view: "JobView") -> str:
     if view.ended:
         return view.state
     return f"{view.step}, cancelled" if view.cancelled else view.step if view.started else "queued"
 
 
-def _took(view: JobView) -> str:
+def _took(view: "JobView") -> str:
     from datetime import UTC, datetime
 
     if not view.started:
@@ -189,7 +189,7 @@ def _took(view: JobView) -> str:
     return show_seconds(((view.ended or datetime.now(UTC)) - view.started).total_seconds())
 
 
-def _plain(view: JobView) -> dict[str, object]:
+def _plain(view: "JobView") -> dict[str, object]:
     """A job as JSON, without what belongs to its steps alone."""
     plain: dict[str, object] = json.loads(view.model_dump_json(exclude={"work": {"info"}}))
     return plain

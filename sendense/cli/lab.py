@@ -1,6 +1,7 @@
 """The `sendense lab` commands: a simulated VMware site to try Sendense with."""
 
 import json
+import os
 import re
 import signal
 import sys
@@ -16,7 +17,15 @@ from sendense.units import GiB, KiB, MiB, show_bytes
 lab_app = typer.Typer(name="lab", no_args_is_help=True, help="A simulated VMware site to try Sendense with.")
 
 _FolderOption = Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where the site lives.")]
-_DEFAULT_FOLDER = Path("sendense-lab")
+
+
+def _default_folder() -> Path:
+    """The site whose settings file this process uses, if it is one of the lab."""
+    folder = Path(os.environ.get("SENDENSE_CONFIG", "")).parent
+    return folder if (folder / "state.json").exists() else Path("sendense-lab")
+
+
+_DEFAULT_FOLDER = _default_folder()
 _UNITS = {"": 1, "K": KiB, "M": MiB, "G": GiB, "T": 1024 * GiB}
 
 

@@ -7,7 +7,6 @@ import typer
 
 from sendense.cli.running import run_job
 from sendense.errors import InputError
-from sendense.requests import MigrateRequest
 
 
 def migrate(
@@ -27,6 +26,7 @@ def migrate(
     """Copy a VM's disks to targets of their own while it runs; then only what changed; then for good."""
     from sendense.cli.finding import find_vm
     from sendense.coordinator.site import choose_disks
+    from sendense.requests import MigrateRequest
     from sendense.settings import load_settings
 
     settings = load_settings()

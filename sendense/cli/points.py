@@ -89,7 +89,7 @@ def show(point: _Point, as_json: _Json = False) -> None:
     rows: list[list[str] | Note] = []
     for disk in found.disks:
         sizes = [show_bytes(disk.size), show_bytes(disk.data), show_bytes(disk.changed)]
-        rows.append([str(disk.key), disk.label, disk.mode, *sizes, disk.parent or "-"])
+        rows.append([str(disk.key), disk.label, _MODES[disk.mode], *sizes, disk.parent or "-"])
         rows.append(Note(f"file {disk.file}"))
         rows += [Note(f"full, as {disk.reason}")] if disk.reason and disk.reason != found.reason else []
         rows.append(Note(f"change ID {disk.change_id or 'unknown: it had no change tracking'}"))
@@ -124,11 +124,12 @@ def chain(point: _Point, as_json: _Json = False) -> None:
         return
     for disk in found.disks:
         levels = chains[disk.key]
-        say(f"disk {disk.key}, {disk.label}, {show_bytes(disk.size)}: {levels[0].image.name} of")
+        say(f"disk {disk.key}, {disk.label}, {show_bytes(disk.size)}")
         rows = [[level.point, level.disk.mode, show_bytes(sizes[level.image])] for level in levels]
         print_table(["point", "mode", "stored"], rows, right=("stored",))
         print()
-    say(f"below {repository.layout.points(found.vm.uuid)}")
+    say("images:")
+    say(f"{repository.layout.points(found.vm.uuid)}/POINT/disk-KEY.qcow2", indent=2)
 
 
 @points_app.command()
@@ -197,7 +198,7 @@ def _rows(repository: "Repository", known: "KnownVm") -> list[list[str] | Note]:
             rows += [[point.id, "", "broken", "", "", "", ""], Note(point.reason)]
             continue
         row = [point.id, _short(point.created), _MODES[point.mode], str(len(point.disks))]
-        verified = f"{_local(point.verified):%Y-%m-%d}" if point.verified else "never"
+        verified = f"{_local(point.verified):%d %b %y}" if point.verified else "never"
         rows.append([*row, show_bytes(sum(disk.size for disk in point.disks)), show_bytes(point.copied), verified])
         rows += [Note(text) for text in _why_full(point)]
     return rows

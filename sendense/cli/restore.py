@@ -8,7 +8,6 @@ import typer
 from sendense.cli.copy import EXIT_DIFFERENT
 from sendense.cli.running import follow_jobs, run_job
 from sendense.errors import InputError
-from sendense.requests import RestoreRequest, VerifyRequest
 
 
 def restore(
@@ -22,9 +21,10 @@ def restore(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
     """Copy a restore point's disk to a new image or an NBD server."""
-    from sendense.coordinator.context import open_repository
+    from sendense.cli.catalogue import open_repository
     from sendense.coordinator.restore import check_new_image
     from sendense.nbd.uri import is_uri, parse
+    from sendense.requests import RestoreRequest
     from sendense.settings import load_settings
 
     settings = load_settings()
@@ -56,7 +56,8 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each point.")] = False,
 ) -> None:
     """Read a restore point's stored images back, and compare them with the digests that were taken while copying."""
-    from sendense.coordinator.context import open_repository
+    from sendense.cli.catalogue import open_repository
+    from sendense.requests import VerifyRequest
     from sendense.settings import load_settings
 
     if bool(point) == every:

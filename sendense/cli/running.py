@@ -10,15 +10,15 @@ import typer
 
 from sendense.cli.copy import EXIT_DIFFERENT, EXIT_INTERRUPTED, Interrupted, interrupt
 from sendense.errors import InputError, JobFailed, SendenseError
-from sendense.requests import JobRequest, JobView, MigrateRequest
-from sendense.settings import Settings
 from sendense.units import show_bytes, show_seconds
 
 if TYPE_CHECKING:
     from sendense.hub.seat import Seat
+    from sendense.requests import JobRequest, JobView
+    from sendense.settings import Settings
 
 
-def run_job(settings: Settings, request: JobRequest, name: str, *, as_json: bool) -> None:
+def run_job(settings: "Settings", request: "JobRequest", name: str, *, as_json: bool) -> None:
     """Submit a job and follow it to its end."""
     from sendense.coordinator import submission
 
@@ -31,7 +31,7 @@ def run_job(settings: Settings, request: JobRequest, name: str, *, as_json: bool
     follow_job(settings, start, as_json=as_json)
 
 
-def follow_job(settings: Settings, start: Callable[["Seat"], str], *, as_json: bool, cancels: bool = True) -> None:
+def follow_job(settings: "Settings", start: Callable[["Seat"], str], *, as_json: bool, cancels: bool = True) -> None:
     """
     Follow the job that `start` names to its end, print how it ended, and exit with a status that says so.
 
@@ -72,7 +72,7 @@ def follow_job(settings: Settings, start: Callable[["Seat"], str], *, as_json: b
     _exit_as(view)
 
 
-def follow_jobs(settings: Settings, requests: Sequence[tuple[JobRequest, str]], *, as_json: bool) -> int:
+def follow_jobs(settings: "Settings", requests: "Sequence[tuple[JobRequest, str]]", *, as_json: bool) -> int:
     """Run jobs one after the other, each to its end; the exit status of the worst."""
     worst = 0
     for request, name in requests:
@@ -88,14 +88,14 @@ def follow_jobs(settings: Settings, requests: Sequence[tuple[JobRequest, str]], 
     return worst
 
 
-def make_noting_seat(settings: Settings) -> "Seat":
+def make_noting_seat(settings: "Settings") -> "Seat":
     """A seat at the hub whose notes go to stderr."""
     from sendense.hub.seat import Seat
 
     return Seat(settings, lambda text: print(f"sendense: {text}", file=sys.stderr), work=True)
 
 
-def _exit_as(view: JobView) -> None:
+def _exit_as(view: "JobView") -> None:
     """A job that did not succeed ends its command with an error on stderr and an exit status."""
     if view.state == "succeeded":
         return
@@ -106,7 +106,7 @@ def _exit_as(view: JobView) -> None:
     hint = (view.error.hint if view.error else "") or f"Its history: sendense jobs events {view.id}"
     if not (view.error and view.error.usage):
         hint += f" Then go on: sendense jobs resume {view.id}"
-    if isinstance(view.request, MigrateRequest) and view.work.off:
+    if view.request.kind == "migrate" and view.work.off:
         hint += f" The VM is off; turn it on again: sendense vms start {view.request.vm.moref}"
     if view.state == "different":
         print(f"sendense: {message}\n  {hint}", file=sys.stderr)
@@ -114,7 +114,7 @@ def _exit_as(view: JobView) -> None:
     raise InputError(message, hint) if view.error and view.error.usage else JobFailed(message, hint)
 
 
-def describe_result(view: JobView) -> list[str]:
+def describe_result(view: "JobView") -> list[str]:
     """What a job that succeeded did, a line for the job and one for each disk."""
     work = view.work
     copied = sum(disk.progress.copied for disk in work.disks if disk.progress)

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sendense.cli.finding import find_vm, site_named
 from sendense.cli.tables import Note, print_fields, print_json, print_table, say
 from sendense.units import show_bytes
 
@@ -30,6 +29,7 @@ def list_vms(
     """All VMs that the sites' users may see, and whether they can be backed up."""
     if context.invoked_subcommand:
         return
+    from sendense.cli.finding import site_named
     from sendense.vsphere import inventory
     from sendense.vsphere.session import open_session
 
@@ -63,6 +63,8 @@ def list_vms(
 @vms_app.command()
 def show(vm: _Vm, site: _Site = "", as_json: _Json = False) -> None:
     """All that there is to know of a VM and its disks."""
+    from sendense.cli.finding import find_vm
+
     info = find_vm(_settings(), vm, site)
     if as_json:
         print_json(_as_json(info))
@@ -95,6 +97,7 @@ def show(vm: _Vm, site: _Site = "", as_json: _Json = False) -> None:
 @vms_app.command()
 def start(vm: _Vm, site: _Site = "", as_json: _Json = False) -> None:
     """Turn a VM on, say after a cutover that failed."""
+    from sendense.cli.finding import site_named
     from sendense.vsphere import inventory, power
     from sendense.vsphere.session import no_beat, open_session
 
