@@ -53,6 +53,11 @@ _PIPELINES: dict[str, tuple[Step, ...]] = {
 }
 
 
+_ASKED_FOR = {"verify": "verify", "shutdown": "cutover"}
+"""Steps that a field of the request asks for."""
+
+
 def pipeline(request: JobRequest) -> tuple[Step, ...]:
-    """The steps of a job."""
-    return _PIPELINES[request.kind]
+    """The steps of a job: those of its kind that it was asked for."""
+    left_out = {name for name, flag in _ASKED_FOR.items() if not getattr(request, flag, True)}
+    return tuple(step for step in _PIPELINES[request.kind] if step.name not in left_out)

@@ -164,10 +164,8 @@ def remove_snapshot(context: Context, run: Run) -> Answer:
 
 
 def shut_down(context: Context, run: Run) -> Answer:
-    """Turn the VM off for its last sync, where that was asked for."""
+    """Turn the VM off for its last sync."""
     request = _vm_request(run)
-    if not isinstance(request, MigrateRequest) or not request.cutover:
-        return Done(run.work)
     with session_at(context, request.vm, run.beat) as session:
         power.shutdown(session, request.vm.moref, session.site.shutdown_seconds, run.beat)
     context.jobs.event(run.view.id, "the VM is off")
