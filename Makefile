@@ -16,6 +16,7 @@ check:
 bench:
 	./deploy/setup dev
 	.venv/bin/python -m tests.bench.copy $(BENCH)
+	.venv/bin/python -m tests.bench.backup $(BENCH_BACKUP)
 
 chaos:
 	./deploy/test tests/chaos

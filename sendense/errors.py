@@ -88,7 +88,8 @@ class Different(JobFailed):
     """What is stored is not what was copied."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, "Look at the storage. Resuming a backup's job copies those parts again.")
+        hint = "Look at the storage under it. Others may be sound (sendense verify --all); the next backup is a full."
+        super().__init__(message, hint)
         self.args = (message,)
 
 
@@ -419,9 +420,13 @@ class PowerFailed(SiteError):
 
 
 class ChangesUnknown(SiteError):
-    """vCenter cannot say what changed since a change ID: the disk has to be copied whole."""
+    """vCenter cannot say what changed since a change ID: the disk has to be copied whole. `reason` is why, in short."""
 
     hint = "A full backup of the disk starts a new chain."
+
+    def __init__(self, site: str, detail: str, reason: str) -> None:
+        SendenseError.__init__(self, site, detail, reason)
+        self.site, self.detail, self.reason = site, detail, reason
 
 
 class SiteBusy(SiteError):

@@ -45,6 +45,8 @@ class VerifyRequest(_Frozen):
     kind: Literal["verify"] = "verify"
     point: str
     name: str
+    own: bool = False
+    """Only the point's own images: those below them are verified as well, by jobs of their own."""
 
 
 class MigrateRequest(_Frozen):

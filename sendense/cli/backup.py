@@ -26,6 +26,7 @@ def backup(
 ) -> None:
     """Back a VM up into the repository: what changed since the last restore point, or all of it."""
     from sendense.cli.finding import find_vm, keys_of
+    from sendense.coordinator.site import choose_disks
     from sendense.requests import BackupRequest
     from sendense.settings import load_settings
 
@@ -38,6 +39,7 @@ def backup(
         return
     if with_snapshot:
         raise InputError("--with-snapshot is for --dry-run", "A backup makes a snapshot in any case.")
-    info = find_vm(settings, vm, site)
-    request = BackupRequest(vm=info.ref, mode=mode, disks=keys_of(disks), quiesce=quiesce, verify=verify)
+    info, keys = find_vm(settings, vm, site), keys_of(disks)
+    choose_disks(info, keys)  # refuses what cannot be backed up, before there is a job
+    request = BackupRequest(vm=info.ref, mode=mode, disks=keys, quiesce=quiesce, verify=verify)
     run_job(settings, request, f"backup of {info.ref.name}", as_json=as_json)

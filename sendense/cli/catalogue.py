@@ -53,8 +53,27 @@ def find_vm(repository: Repository, text: str) -> KnownVm:
     raise InputError(f"the repository has no restore points of a VM '{text}'", hint)
 
 
+LATEST = "@latest"
+"""Behind a VM: its newest restore point."""
+
+
+def find_sound(repository: Repository, text: str) -> Point:
+    """The point of that id, of that beginning of one, or VM@latest; InputError as Repository.find."""
+    if not text.endswith(LATEST):
+        return repository.find(text)
+    vm = find_vm(repository, text.removesuffix(LATEST)).ref
+    points = repository.points(vm.uuid)
+    if not points:
+        raise InputError(
+            f"{vm.name} has no sound restore point", "'sendense points' shows what is wrong with those it has."
+        )
+    return points[-1]
+
+
 def find_point(repository: Repository, text: str) -> Point | Broken:
-    """The point of that id, or of that beginning of one; also one that is broken. InputError as Repository.find."""
+    """As `find_sound`; also one that is broken."""
+    if text.endswith(LATEST):
+        return find_sound(repository, text)
     broken = [point for point in repository.broken() if text and point.id.startswith(text)]
     sound = [point for point in repository.points() if text and point.id.startswith(text)]
     return broken[0] if len(broken) == 1 and not sound else repository.find(text)

@@ -74,7 +74,7 @@ def prune_points(vm: str, policy: Policy, *, every: bool, dry_run: bool, as_json
     if dry_run or not requests:
         return
     with _results_elsewhere(as_json):
-        worst = follow_jobs(settings, requests, as_json=False)
+        worst, _ = follow_jobs(settings, requests, as_json=False)
     if worst:
         raise typer.Exit(worst)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sendense.cli.catalogue import is_new, open_repository
-from sendense.cli.copy import Interrupted
+from sendense.cli.ending import Interrupted
 from sendense.cli.finding import site_named
 from sendense.cli.tables import Note, print_json, print_table, say
 from sendense.coordinator.preview import DiskPreview, Preview, preview

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sendense.cli.ending import EXIT_FAILED
 from sendense.cli.running import describe_result, follow_job
 from sendense.errors import InputError
 from sendense.units import show_bytes, show_seconds
@@ -77,8 +78,8 @@ def show(job: _Job, as_json: _Json = False) -> None:
 def watch(job: _Job, as_json: _Json = False) -> None:
     """Follow a job to its end; if nobody is at work on it, this command is."""
 
-    def find(seat: "Seat") -> str:
-        return seat.call(lambda: seat.jobs.find(job)).id
+    def find(seat: "Seat") -> tuple[str, str]:
+        return seat.call(lambda: seat.jobs.find(job)).id, "-"
 
     follow_job(_settings(), find, as_json=as_json, cancels=False)
 
@@ -88,10 +89,11 @@ def resume(job: _Job, as_json: _Json = False) -> None:
     """Go on with a job that failed or was cancelled: what is stored is not copied again."""
     from sendense.coordinator import submission
 
-    def start(seat: "Seat") -> str:
+    def start(seat: "Seat") -> tuple[str, str]:
         view = seat.call(lambda: seat.jobs.find(job))
+        told = [event.id for event in seat.call(lambda: seat.jobs.events(view.id))]
         seat.call(lambda: submission.resume(seat.context, view))
-        return view.id
+        return view.id, told[-1] if told else "-"
 
     follow_job(_settings(), start, as_json=as_json)
 
@@ -155,12 +157,13 @@ def clean(
             print(f"job {job}: nobody follows it: cancelled", flush=True)
             if not following.cancel(seat, job):
                 print(f"sendense: job {job} still cleans up\n  See sendense jobs show {job}", file=sys.stderr)
-        count = 0
-        for line in seat.call(lambda: clean_up(seat.context, foreign=foreign)):
-            count += 1
-            print(line, flush=True)
-        if not count and not abandoned:
-            print("nothing was left")
+        cleaned = seat.call(lambda: clean_up(seat.context, foreign=foreign))
+    for each in cleaned:
+        print(each.text, file=sys.stderr if each.failed else sys.stdout)
+    if not cleaned and not abandoned:
+        print("nothing was left")
+    if any(each.failed for each in cleaned):
+        raise typer.Exit(EXIT_FAILED)
 
 
 def _look(*, work: bool = False) -> "Seat":

@@ -11,6 +11,7 @@ from sendense.cli.backup import backup
 from sendense.cli.config import config_app
 from sendense.cli.copy import copy
 from sendense.cli.doctor import doctor
+from sendense.cli.ending import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from sendense.cli.jobs import jobs_app
 from sendense.cli.lab import lab_app
 from sendense.cli.migrate import migrate
@@ -19,8 +20,6 @@ from sendense.cli.restore import restore, verify
 from sendense.cli.serve import serve
 from sendense.cli.vms import vms_app
 from sendense.errors import InputError, InternalError, SendenseError
-
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 # Its base is what Typer raises for wrong usage, and exports only as this subclass of it.
 _UsageError: Any = typer.BadParameter.__mro__[1]

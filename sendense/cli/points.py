@@ -65,8 +65,10 @@ def list_points(
 @points_app.command()
 def show(point: _Point, as_json: _Json = False) -> None:
     """All that a restore point's manifest says."""
+    from sendense.cli.catalogue import find_sound
+
     repository = _repository()
-    found = repository.find(point)
+    found = find_sound(repository, point)
     usage, children = repository.usage_of(found), [child.id for child in repository.children(found)]
     if as_json:
         print_json(_as_json(found) | {"usage": usage, "children": children})
@@ -82,6 +84,7 @@ def show(point: _Point, as_json: _Json = False) -> None:
             ("copied", f"{show_bytes(found.copied)} in {show_seconds(found.seconds)}"),
             ("stored", f"{show_bytes(usage)} of its own on the repository's disk"),
             ("verified", f"{_local(found.verified):%Y-%m-%d %H:%M:%S %Z}" if found.verified else "never"),
+            *([("damaged", found.damaged)] if found.damaged else []),
             ("job", found.job),
             ("children", ", ".join(children)),
         ]
@@ -103,8 +106,10 @@ def show(point: _Point, as_json: _Json = False) -> None:
 @points_app.command()
 def chain(point: _Point, as_json: _Json = False) -> None:
     """The images that each disk's content comes from: the restore point's own first, the full last."""
+    from sendense.cli.catalogue import find_sound
+
     repository = _repository()
-    found = repository.find(point)
+    found = find_sound(repository, point)
     chains = {disk.key: repository.levels(found, disk.key) for disk in found.disks}
     sizes = {level.image: level.image.stat().st_blocks * 512 for levels in chains.values() for level in levels}
     if as_json:
@@ -199,6 +204,7 @@ def _rows(repository: "Repository", known: "KnownVm") -> list[list[str] | Note]:
             continue
         row = [point.id, _short(point.created), _MODES[point.mode], str(len(point.disks))]
         verified = f"{_local(point.verified):%d %b %y}" if point.verified else "never"
+        verified = "damaged" if point.damaged else verified
         rows.append([*row, show_bytes(sum(disk.size for disk in point.disks)), show_bytes(point.copied), verified])
         rows += [Note(text) for text in _why_full(point)]
     return rows

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from sendense.cli.copy import EXIT_DIFFERENT
+from sendense.cli.ending import EXIT_DIFFERENT
 from sendense.cli.running import follow_jobs, run_job
 from sendense.errors import InputError
 
 
 def restore(
-    point: Annotated[str, typer.Argument(help="Restore point: its id, or the beginning of it.")],
+    point: Annotated[str, typer.Argument(help="Restore point: its id, the beginning of it, or VM@latest.")],
     target: Annotated[
         str, typer.Argument(help="Path of a new image (.qcow2, .raw), NBD URI, or for several disks a folder.")
     ],
@@ -21,14 +21,14 @@ def restore(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
     """Copy a restore point's disk to a new image or an NBD server."""
-    from sendense.cli.catalogue import open_repository
+    from sendense.cli.catalogue import find_sound, open_repository
     from sendense.coordinator.restore import check_new_image
     from sendense.nbd.uri import is_uri, parse
     from sendense.requests import RestoreRequest
     from sendense.settings import load_settings
 
     settings = load_settings()
-    found = open_repository(settings).find(point)
+    found = find_sound(open_repository(settings), point)
     keys = [found.disk(disk).key] if disk is not None else [each.key for each in found.disks]
     if is_uri(target):
         targets = [parse(target).uri]
@@ -51,12 +51,12 @@ def restore(
 
 
 def verify(
-    point: Annotated[str, typer.Argument(help="Restore point: its id, or the beginning of it.")] = "",
+    point: Annotated[str, typer.Argument(help="Restore point: its id, the beginning of it, or VM@latest.")] = "",
     every: Annotated[bool, typer.Option("--all", help="All restore points.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each point.")] = False,
 ) -> None:
     """Read a restore point's stored images back, and compare them with the digests that were taken while copying."""
-    from sendense.cli.catalogue import open_repository
+    from sendense.cli.catalogue import find_sound, open_repository
     from sendense.requests import VerifyRequest
     from sendense.settings import load_settings
 
@@ -64,14 +64,18 @@ def verify(
         raise InputError("name a restore point, or give --all", "'sendense points' lists them.")
     settings = load_settings()
     repository = open_repository(settings)
-    points = repository.points() if every else [repository.find(point)]
-    requests = [(VerifyRequest(point=each.id, name=each.vm.name), f"verify {each.vm.name}") for each in points]
+    points = repository.points() if every else [find_sound(repository, point)]
+    requests = [
+        (VerifyRequest(point=each.id, name=each.vm.name, own=every), f"verify {each.vm.name}") for each in points
+    ]
     if len(requests) == 1:
         run_job(settings, *requests[0], as_json=as_json)
         return
     broken = repository.broken()
     for each in broken:
         typer.echo(f"restore point {each.id}: broken: {each.reason}", err=True)
-    worst = follow_jobs(settings, requests, as_json=as_json)
+    worst, failed = follow_jobs(settings, requests, as_json=as_json)
+    if not as_json:
+        typer.echo(f"{len(points) - failed} of {len(points) + len(broken)} restore points are what was copied")
     if worst or broken:
         raise typer.Exit(worst or EXIT_DIFFERENT)

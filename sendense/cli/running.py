@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from sendense.cli.copy import EXIT_DIFFERENT, EXIT_INTERRUPTED, Interrupted, interrupt
+from sendense.cli.ending import EXIT_DIFFERENT, EXIT_INTERRUPTED, Interrupted, interrupt
 from sendense.errors import InputError, JobFailed, SendenseError
 from sendense.units import show_bytes, show_seconds
 
@@ -24,18 +24,20 @@ def run_job(settings: "Settings", request: "JobRequest", name: str, *, as_json: 
 
     job = submission.new_id()
 
-    def start(seat: "Seat") -> str:
+    def start(seat: "Seat") -> tuple[str, str]:
         seat.call(lambda: submission.submit(seat.context, job, request, name))
-        return job
+        return job, "-"
 
     follow_job(settings, start, as_json=as_json)
 
 
-def follow_job(settings: "Settings", start: Callable[["Seat"], str], *, as_json: bool, cancels: bool = True) -> None:
+def follow_job(
+    settings: "Settings", start: Callable[["Seat"], tuple[str, str]], *, as_json: bool, cancels: bool = True
+) -> None:
     """
     Follow the job that `start` names to its end, print how it ended, and exit with a status that says so.
 
-    Ctrl-C cancels it, unless the command only watches.
+    `start` also names the last event of the job that is not news. Ctrl-C cancels it, unless the command only watches.
     """
     from sendense.cli.progress import make_watcher
     from sendense.hub.following import cancel, follow, stay
@@ -44,9 +46,9 @@ def follow_job(settings: "Settings", start: Callable[["Seat"], str], *, as_json:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     with make_watcher(quiet=as_json) as watcher, Seat(settings, watcher.note, work=True) as seat:
-        job = start(seat)
+        job, told = start(seat)
         try:
-            view = follow(seat, job, watcher)
+            view = follow(seat, job, watcher, told)
         except Interrupted:
             if not cancels:
                 hint = "" if not seat.hosts else " (it goes on with the next command that runs a job or watches one)"
@@ -72,20 +74,22 @@ def follow_job(settings: "Settings", start: Callable[["Seat"], str], *, as_json:
     _exit_as(view)
 
 
-def follow_jobs(settings: "Settings", requests: "Sequence[tuple[JobRequest, str]]", *, as_json: bool) -> int:
-    """Run jobs one after the other, each to its end; the exit status of the worst."""
-    worst = 0
+def follow_jobs(
+    settings: "Settings", requests: "Sequence[tuple[JobRequest, str]]", *, as_json: bool
+) -> tuple[int, int]:
+    """Run jobs one after the other, each to its end; the exit status of the worst, and how many did not succeed."""
+    worst = failed = 0
     for request, name in requests:
         try:
             run_job(settings, request, name, as_json=as_json)
         except typer.Exit as exc:
             if exc.exit_code == EXIT_INTERRUPTED:
                 raise
-            worst = max(worst, exc.exit_code)
+            worst, failed = max(worst, exc.exit_code), failed + 1
         except SendenseError as exc:
             print(f"sendense: {exc}\n  {exc.hint}", file=sys.stderr)
-            worst = max(worst, 1)
-    return worst
+            worst, failed = max(worst, 1), failed + 1
+    return worst, failed
 
 
 def make_noting_seat(settings: "Settings") -> "Seat":
@@ -99,6 +103,8 @@ def _exit_as(view: "JobView") -> None:
     """A job that did not succeed ends its command with an error on stderr and an exit status."""
     if view.state == "succeeded":
         return
+    for line in _leftover(view):
+        print(f"sendense:{line}", file=sys.stderr)
     if view.state == "cancelled":
         print(f"sendense: cancelled\n  Go on with: sendense jobs resume {view.id}", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED)
@@ -120,7 +126,8 @@ def describe_result(view: "JobView") -> list[str]:
     copied = sum(disk.progress.copied for disk in work.disks if disk.progress)
     seconds = max((disk.seconds for disk in work.disks), default=0.0)
     rate = f" in {show_seconds(seconds)}, {show_bytes(copied / seconds)}/s" if seconds and copied else ""
-    total = f": {show_bytes(copied)} copied{rate}" if any(disk.progress for disk in work.disks) else ""
+    verb = "read" if view.request.kind == "verify" else "copied"
+    total = f": {show_bytes(copied)} {verb}{rate}" if any(disk.progress for disk in work.disks) else ""
     point = f", restore point {work.point}" if view.request.kind == "backup" else ""
     lines = [f"{view.name}: done{point}{total}"]
     for disk in work.disks:
@@ -129,11 +136,18 @@ def describe_result(view: "JobView") -> list[str]:
             words.append(f"{show_bytes(disk.progress.copied)} of {show_bytes(disk.size)}")
         if disk.verified:
             words.append("verified")
-        if disk.reason:
-            words.append(f"({disk.reason})")
-        lines.append(f"  disk {disk.key}: {', '.join(word for word in words if word)}")
+        because = f" ({disk.reason})" if disk.reason else ""
+        lines.append(f"  disk {disk.key}: {', '.join(word for word in words if word)}{because}")
     lines += [f"  disk {key}: left out, {reason}" for key, reason in work.left_out.items()]
-    if view.leftover:
-        lines += [f"  not cleaned: {line}" for line in view.leftover.splitlines()]
-        lines.append("  Try again with: sendense jobs clean")
-    return lines
+    if work.off:
+        lines.append("  the VM is off; to turn it on again: sendense vms start " + _vm_of(view))
+    return lines + _leftover(view)
+
+
+def _leftover(view: "JobView") -> list[str]:
+    lines = [f"  not cleaned: {line}" for line in view.leftover.splitlines()]
+    return [*lines, "  Try again with: sendense jobs clean"] if lines else []
+
+
+def _vm_of(view: "JobView") -> str:
+    return view.request.vm.moref if view.request.kind == "migrate" else ""

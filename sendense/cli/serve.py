@@ -30,7 +30,7 @@ def serve(
 
     Prints a URI for each disk. Clients come and go, and write nothing; the point cannot be deleted meanwhile.
     """
-    from sendense.cli.catalogue import open_repository
+    from sendense.cli.catalogue import find_sound, open_repository
     from sendense.cli.tables import print_json
     from sendense.exports import Exports
     from sendense.settings import load_settings
@@ -41,7 +41,7 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: stopped.set())
     repository = open_repository(load_settings())
-    found = repository.find(point)
+    found = find_sound(repository, point)
     if port:
         _must_be_free(port)
     disks = [found.disk(disk)] if disk is not None else found.disks

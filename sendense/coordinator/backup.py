@@ -64,6 +64,8 @@ def _why_full(disk: DiskWork, parent: Point | None, mode: str) -> str:
     before = next((each for each in parent.disks if each.key == disk.key), None)
     if not before:
         return f"restore point {parent.id} does not have this disk"
+    if parent.damaged:
+        return f"restore point {parent.id} is damaged"
     if before.size != disk.size:
         return f"its size changed from {before.size} to {disk.size} bytes"
     if not before.change_id:

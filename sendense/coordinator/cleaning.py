@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from sendense.coordinator.context import Context, open_repository
 from sendense.coordinator.site import SNAPSHOT_PREFIX
@@ -12,12 +13,19 @@ from sendense.vsphere import snapshot
 from sendense.vsphere.session import no_beat, open_session
 
 
-def clean(context: Context, *, foreign: bool) -> list[str]:
-    """Clean everything that no active job needs; what was done, or could not be, in lines for people."""
+class Cleaned(NamedTuple):
+    """One thing that was removed, or that could not be."""
+
+    text: str
+    failed: bool = False
+
+
+def clean(context: Context, *, foreign: bool) -> list[Cleaned]:
+    """Clean everything that no active job needs."""
     return [*_snapshots(context, foreign=foreign), *_repository(context), *_jobs(context)]
 
 
-def _snapshots(context: Context, *, foreign: bool) -> Iterator[str]:
+def _snapshots(context: Context, *, foreign: bool) -> Iterator[Cleaned]:
     for name, site in context.settings.sites.items():
         try:
             with open_session(name, site) as session:
@@ -26,35 +34,37 @@ def _snapshots(context: Context, *, foreign: bool) -> Iterator[str]:
                     if context.jobs.is_active(job):
                         continue
                     if not (foreign or context.jobs.get(job)):
-                        yield f"{vm.name}: snapshot {title} is of no job known here: left (--foreign removes it)"
+                        yield Cleaned(
+                            f"{vm.name}: snapshot {title} is of no known job: left (--foreign removes it)"
+                        )
                         continue
                     snapshot.remove_snapshots(session, vm.moref, title, no_beat)
-                    yield f"{vm.name}: removed snapshot {title}"
+                    yield Cleaned(f"{vm.name}: removed snapshot {title}")
         except SendenseError as exc:
-            yield f"site {name}: not cleaned: {exc}"
+            yield Cleaned(f"site {name}: not cleaned: {exc}", failed=True)
 
 
-def _repository(context: Context) -> Iterator[str]:
+def _repository(context: Context) -> Iterator[Cleaned]:
     if not context.settings.repository or not context.settings.repository.exists():
         return
     repository = open_repository(context.settings)
     kept = {view.work.point for job in context.jobs.active() if (view := context.jobs.get(job))}
     for vm in repository.layout.vm_uuids():
         for point in merge.recover(repository, vm):
-            yield f"finished deleting {point}"
+            yield Cleaned(f"finished deleting {point}")
     for draft in repository.unfinished():
         if draft.id not in kept:
             repository.draft(draft.vm, draft.id).discard()
-            yield f"deleted the unfinished restore point {draft.id}"
+            yield Cleaned(f"deleted the unfinished restore point {draft.id}")
 
 
-def _jobs(context: Context) -> Iterator[str]:
+def _jobs(context: Context) -> Iterator[Cleaned]:
     for view in context.jobs.views():
         if not view.ended:
             continue
         for path in _partials(view):
             path.unlink(missing_ok=True)
-            yield f"deleted {path}"
+            yield Cleaned(f"deleted {path}")
         for disk in view.work.disks:
             for name in (disk.copy_id, f"{disk.copy_id}-verify"):
                 if disk.copy_id and context.ledger.state(name):

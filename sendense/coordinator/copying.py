@@ -219,7 +219,7 @@ class _Copying:
         return JobFailed(message + more, first.hint)
 
     def _result(self) -> DiskWork:
-        if self._spec.of or self._spec.kind == "verify":
+        if self._spec.of:
             return self._disk
         records = self._ledger.records(self._spec.id)
         self._update(

@@ -114,7 +114,7 @@ def _read_disk(
         try:
             changed = list(coarsen(areas(disk.resumed_from), ALIGN, disk.size))
         except ChangesUnknown as exc:
-            context.jobs.event(run.view.id, f"disk {disk.key}: copied anew, as {exc.detail}")
+            context.jobs.event(run.view.id, f"disk {disk.key}: copied anew: {exc.detail}")
         else:
             patch(ledger, disk.copy_id, changed, disk.size)
             return disk.model_copy(update={"resumed_from": ""})
@@ -124,20 +124,20 @@ def _read_disk(
     if disk.mode == "incremental":
         try:
             if not disk.change_id:
-                raise ChangesUnknown(request.vm.site, NO_TRACKING)
+                raise ChangesUnknown(request.vm.site, NO_TRACKING, NO_TRACKING)
             changed = list(coarsen(areas(disk.since), ALIGN, disk.size))
         except ChangesUnknown as exc:
             if isinstance(request, BackupRequest) and request.mode == "incremental":
-                raise InputError(f"disk {disk.key}: no incremental is possible: {exc.detail}", exc.hint) from exc
-            context.jobs.event(run.view.id, f"disk {disk.key}: a full, as {exc.detail}")
-            disk = disk.model_copy(update={"mode": "full", "parent": "", "since": "", "reason": exc.detail})
+                raise InputError(f"disk {disk.key}: no incremental is possible: {exc.reason}", exc.hint) from exc
+            context.jobs.event(run.view.id, f"disk {disk.key}: a full: {exc.detail}")
+            disk = disk.model_copy(update={"mode": "full", "parent": "", "since": "", "reason": exc.reason})
         else:
             ledger.write_areas(disk.copy_id, changed)
             return disk.model_copy(update={"changed": total(changed, zero=False)})
     try:
         allocated = list(coarsen(areas(changes.ALL), ALIGN, disk.size))
     except ChangesUnknown as exc:
-        context.jobs.event(run.view.id, f"disk {disk.key}: all of it is read, as {exc.detail}")
+        context.jobs.event(run.view.id, f"disk {disk.key}: all of it is read: {exc.detail}")
         return disk.model_copy(update={"changed": disk.size})
     ledger.write_areas(disk.copy_id, with_gaps(allocated, disk.size))
     return disk.model_copy(update={"changed": total(allocated, zero=False)})

@@ -4,12 +4,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sendense.coordinator import copying
-from sendense.coordinator.context import Answer, Context, Done, Run
+from sendense.coordinator.context import Answer, Context, Done, Failed, Run
 from sendense.coordinator.serving import export_name
-from sendense.errors import JobFailed
+from sendense.errors import Different, JobFailed
 from sendense.jobs.plan import batch_of
 from sendense.models import Difference, JobSpec, Survey
 from sendense.repository import batches, checking, merge
+from sendense.repository.points import Point
 from sendense.requests import DiskWork, JobView, VerifyRequest, Work
 from sendense.settings import HUB_SITE
 
@@ -21,7 +22,7 @@ def choose(context: Context, run: Run) -> Answer:
     merge.recover(context.repository, point.vm.uuid, run.beat)  # in a half-merged image a batch's digest may not hold
     disks: list[DiskWork] = []
     for disk in point.disks:
-        for level in context.repository.levels(point, disk.key):
+        for level in context.repository.levels(point, disk.key)[: 1 if request.own else None]:
             number = len(disks)
             disks.append(
                 DiskWork(
@@ -47,6 +48,9 @@ def prepare(context: Context, run: Run) -> Answer:
             raise JobFailed(f"disk {disk.key} of {disk.label}: {image}: {damage}", _DAMAGED)
         if found := checking.strangers(image, batches.read(file), run.beat):
             differences = [Difference(offset=each.offset, length=each.length) for each in found]
+            _mark(
+                context, context.repository.find(run.work.point), disk.model_copy(update={"differences": differences})
+            )
             return copying.judge(Work(disks=[disk.model_copy(update={"differences": differences})]))
         served = _serve(context, disk)
         _plan(context, served, _spec(run.view, served))
@@ -73,10 +77,25 @@ def read(context: Context, run: Run) -> Answer:
 def compare(context: Context, run: Run) -> Answer:
     """Compare the digests; the point remembers when it was last found sound."""
     disks = [_compare(context, disk) for disk in run.work.disks]
+    repository = context.repository
+    point = repository.find(run.work.point)
+    for disk in disks:
+        if disk.differences:
+            _mark(context, point, disk)
     answer = copying.judge(run.work.model_copy(update={"disks": disks}))
     if isinstance(answer, Done):
-        context.repository.mark_verified(context.repository.find(run.work.point), datetime.now(UTC))
+        below = [level for disk in point.disks for level in repository.chain(point, disk.key)[1:]]
+        if damaged := next((level for level in below if level.damaged), None):
+            error = Different(f"{point.id} is built on {damaged.id}: {damaged.damaged}")
+            return Failed(answer.work, error)
+        repository.mark_verified(point, datetime.now(UTC))
     return answer
+
+
+def _mark(context: Context, point: Point, disk: DiskWork) -> None:
+    first = disk.differences[0]
+    words = f"disk {disk.key} of {disk.label}: offset={first.offset} length={first.length}"
+    context.repository.mark_damaged(point.vm.uuid, disk.label, disk.key, words)
 
 
 def _compare(context: Context, disk: DiskWork) -> DiskWork:

@@ -27,9 +27,9 @@ class Watcher(Protocol):
         """The job's counters, several times a second."""
 
 
-def follow(seat: Seat, job: str, watcher: Watcher) -> JobView:
-    """Wait for the job's end, telling its history and its progress; returns how it ended."""
-    told, ledger = "-", seat.context.ledger
+def follow(seat: Seat, job: str, watcher: Watcher, told: str = "-") -> JobView:
+    """Wait for the job's end, telling its history after the event `told`, and its progress; returns how it ended."""
+    ledger = seat.context.ledger
     while True:
         seat.go_on()
         for event in seat.call(lambda after=told: seat.jobs.events(job, after)):  # type: ignore[misc]

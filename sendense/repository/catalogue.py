@@ -227,10 +227,22 @@ class Repository:
 
     def mark_verified(self, point: Point, when: datetime) -> None:
         """Store in a point's manifest when its content was found to be right. JobFailed where it cannot be written."""
+        with self.layout.lock(point.vm.uuid):
+            self._amend(point, {"verified": when, "damaged": ""})
+
+    def mark_damaged(self, vm: str, point: str, key: int, words: str) -> None:
+        """Store in a point's manifest, and in those whose disk `key` is built on it, what was found to be wrong."""
+        with self.layout.lock(vm):
+            for other in self.points(vm):
+                keys = {disk.key for disk in other.disks}
+                if key in keys and any(level.id == point for level in self.chain(other, key)):
+                    self._amend(other, {"damaged": words})
+
+    def _amend(self, point: Point, fields: dict[str, object]) -> None:
         path = self.layout.point(point.vm.uuid, point.id) / MANIFEST
-        with self.layout.lock(point.vm.uuid), storing(path):
+        with storing(path):
             stored = read_manifest(path, point.vm.uuid, point.id)
-            write_atomically(path, manifest_text(stored.model_copy(update={"verified": when})))
+            write_atomically(path, manifest_text(stored.model_copy(update=fields)))
 
     def usage(self) -> int:
         """Bytes that all of its files take on the file system."""

@@ -107,6 +107,8 @@ class Point(_Manifest):
     """Bytes that the job moved."""
     verified: _Time | None = None
     """When its content was last found to be what was copied, UTC."""
+    damaged: str = ""
+    """Where a verification found other content than was copied, in this point or in one that it is built on."""
 
     @model_validator(mode="after")
     def _every_disk_once(self) -> Self:

@@ -79,7 +79,7 @@ def _areas(
                     what, partial(vm.QueryChangedDiskAreas, snapshot, key, offset, change_id), passing=_REFUSALS
                 )
         except _REFUSALS as exc:
-            raise ChangesUnknown(session.name, _reason(session, what, snapshot_moref, key, change_id, exc)) from exc
+            raise _unknown(session, what, snapshot_moref, key, change_id, exc) from exc
         until = int(window.startOffset) + int(window.length)
         if int(window.startOffset) > offset or until <= offset:
             detail = f"{what}: asked from offset {offset}, the answer is about {window.startOffset} to {until}"
@@ -93,19 +93,21 @@ def _areas(
         offset = until
 
 
-def _reason(
+def _unknown(
     session: Session, what: str, snapshot_moref: str | None, key: int, change_id: str, fault: vmodl.MethodFault
-) -> str:
+) -> ChangesUnknown:
     """Why a change ID was refused, as far as the snapshot's own tells."""
-    said = words(fault)
+    now = _change_id(session, snapshot_moref, key) if change_id != ALL else ""
     if change_id == ALL:
-        return f"{what}: the site does not say what is allocated: {said}"
-    now = _change_id(session, snapshot_moref, key)
-    if now and not same_tracking(now, change_id):
-        return f"{what}: its tracking was reset ({_parts(change_id)[0]} before, {_parts(now)[0]} now): {said}"
-    if now and _parts(now)[1] < _parts(change_id)[1]:
-        return f"{what}: the VM was reverted to before the last copy (change {change_id} is ahead of {now}): {said}"
-    return f"{what}: the site refuses change ID {change_id}: {said}"
+        reason, more = "vCenter does not say what is allocated", ""
+    elif now and not same_tracking(now, change_id):
+        reason = "its change tracking was reset"
+        more = f" ({_parts(change_id)[0]} before, {_parts(now)[0]} now)"
+    elif now and _parts(now)[1] < _parts(change_id)[1]:
+        reason, more = "the VM was reverted to before the last copy", f" (change {change_id} is ahead of {now})"
+    else:
+        reason, more = "vCenter does not take its change ID", f" {change_id}"
+    return ChangesUnknown(session.name, f"{what}: {reason}{more}: {words(fault)}", reason)
 
 
 def _change_id(session: Session, snapshot_moref: str | None, key: int) -> str:
