@@ -60,7 +60,7 @@ def open_disk(site: Site, disk: DiskSource, beat: Beat) -> OpenDisk:
         return OpenDisk(_connect(endpoint, server, beat), server, folder, secrets)
     except EndpointError as exc:
         said = _end(server, folder, secrets)
-        raise SourceRefused(label, f"nbdkit: {said}" if said else exc.detail, exc.state) from exc
+        raise SourceRefused(label, said or exc.detail, exc.state) from exc
     except BaseException:
         _end(server, folder, secrets)
         raise

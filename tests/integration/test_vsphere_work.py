@@ -391,7 +391,7 @@ def test_tracking_was_reset(lab: LabSite, session: Session, vm: LabVm) -> None:
     lab.client.reset_tracking("web01")
     made, now = _freeze(session, vm.id)
     assert not same_tracking(since, now)
-    with pytest.raises(ChangesUnknown, match="its tracking was reset"):
+    with pytest.raises(ChangesUnknown, match="its change tracking was reset"):
         _areas(session, vm, made, since)
     assert _areas(session, vm, made, ALL)
 
