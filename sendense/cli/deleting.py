@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import typer
 
 from sendense.cli.catalogue import all_vms, find_point, find_vm, open_repository
-from sendense.cli.running import follow_jobs, run_job
+from sendense.cli.running import run_job, run_jobs
 from sendense.cli.tables import Note, print_json, print_table, say
 from sendense.errors import InputError
 from sendense.repository import merge as merging
@@ -74,7 +74,7 @@ def prune_points(vm: str, policy: Policy, *, every: bool, dry_run: bool, as_json
     if dry_run or not requests:
         return
     with _results_elsewhere(as_json):
-        worst, _ = follow_jobs(settings, requests, as_json=False)
+        worst, _ = run_jobs(settings, requests, as_json=False)
     if worst:
         raise typer.Exit(worst)
 

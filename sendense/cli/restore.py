@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sendense.cli.ending import EXIT_DIFFERENT
-from sendense.cli.running import follow_jobs, run_job
+from sendense.cli.running import run_job, run_jobs
 from sendense.errors import InputError
 
 
@@ -74,7 +74,7 @@ def verify(
     broken = repository.broken()
     for each in broken:
         typer.echo(f"restore point {each.id}: broken: {each.reason}", err=True)
-    worst, failed = follow_jobs(settings, requests, as_json=as_json)
+    worst, failed = run_jobs(settings, requests, as_json=as_json)
     if not as_json:
         typer.echo(f"{len(points) - failed} of {len(points) + len(broken)} restore points are what was copied")
     if worst or broken:

@@ -2,24 +2,57 @@
 
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import typer
 
-from sendense.cli.ending import EXIT_DIFFERENT, EXIT_INTERRUPTED, Interrupted, interrupt
+from sendense.cli.ending import EXIT_DIFFERENT, EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, interrupt
 from sendense.errors import InputError, JobFailed, SendenseError
 from sendense.units import show_bytes, show_seconds
 
 if TYPE_CHECKING:
+    from sendense.hub.following import Watcher
     from sendense.hub.seat import Seat
     from sendense.requests import JobRequest, JobView
     from sendense.settings import Settings
 
 
+Start = Callable[["Seat"], tuple[str, str]]
+"""Names the job to follow, and the last event of it that is not news."""
+
+
 def run_job(settings: "Settings", request: "JobRequest", name: str, *, as_json: bool) -> None:
-    """Submit a job and follow it to its end."""
+    """Submit a job and follow it to its end; exits with a status that says how it ended."""
+    with _seated(settings, as_json=as_json) as (seat, watcher):
+        _follow(seat, watcher, _submitting(request, name), as_json=as_json)
+
+
+def follow_job(settings: "Settings", start: Start, *, as_json: bool, cancels: bool = True) -> None:
+    """Follow a job to its end in the same way. Ctrl-C cancels it, unless the command only watches."""
+    with _seated(settings, as_json=as_json) as (seat, watcher):
+        _follow(seat, watcher, start, as_json=as_json, cancels=cancels)
+
+
+def run_jobs(settings: "Settings", requests: "Sequence[tuple[JobRequest, str]]", *, as_json: bool) -> tuple[int, int]:
+    """Run jobs one after the other, each to its end; the exit status of the worst, and how many did not succeed."""
+    worst = failed = 0
+    with _seated(settings, as_json=as_json) as (seat, watcher):
+        for request, name in requests:
+            try:
+                _follow(seat, watcher, _submitting(request, name), as_json=as_json)
+            except typer.Exit as exc:
+                if exc.exit_code == EXIT_INTERRUPTED:
+                    raise
+                worst, failed = max(worst, exc.exit_code), failed + 1
+            except SendenseError as exc:
+                print(f"sendense: {exc}\n  {exc.hint}", file=sys.stderr)
+                worst, failed = max(worst, EXIT_FAILED), failed + 1
+    return worst, failed
+
+
+def _submitting(request: "JobRequest", name: str) -> Start:
     from sendense.coordinator import submission
 
     job = submission.new_id()
@@ -28,68 +61,56 @@ def run_job(settings: "Settings", request: "JobRequest", name: str, *, as_json: 
         seat.call(lambda: submission.submit(seat.context, job, request, name))
         return job, "-"
 
-    follow_job(settings, start, as_json=as_json)
+    return start
 
 
-def follow_job(
-    settings: "Settings", start: Callable[["Seat"], tuple[str, str]], *, as_json: bool, cancels: bool = True
-) -> None:
-    """
-    Follow the job that `start` names to its end, print how it ended, and exit with a status that says so.
-
-    `start` also names the last event of the job that is not news. Ctrl-C cancels it, unless the command only watches.
-    """
+@contextmanager
+def _seated(settings: "Settings", *, as_json: bool) -> "Iterator[tuple[Seat, Watcher]]":
+    """A seat at the hub, which is left only when no other command's job needs it."""
     from sendense.cli.progress import make_watcher
-    from sendense.hub.following import cancel, follow, stay
+    from sendense.hub.following import stay
     from sendense.hub.seat import Seat
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     with make_watcher(quiet=as_json) as watcher, Seat(settings, watcher.note, work=True) as seat:
-        job, told = start(seat)
         try:
-            view = follow(seat, job, watcher, told)
-        except Interrupted:
-            if not cancels:
-                hint = "" if not seat.hosts else " (it goes on with the next command that runs a job or watches one)"
-                print(f"sendense: no longer watching job {job}{hint}", file=sys.stderr)
-                raise typer.Exit(EXIT_INTERRUPTED) from None
-            watcher.note("cancelling, and cleaning up; again Ctrl-C leaves that for later")
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.default_int_handler)
-            try:
-                cancelled = cancel(seat, job)
-            except KeyboardInterrupt:
-                cancelled = None
-            if not cancelled:
-                print(f"sendense: job {job} is not cleaned yet\n  Do that with: sendense jobs clean", file=sys.stderr)
-                raise typer.Exit(EXIT_INTERRUPTED) from None
-            view = cancelled
-        if as_json:
-            print(view.model_dump_json(exclude={"work": {"info"}}), flush=True)
-        elif view.state == "succeeded":
-            print("\n".join(describe_result(view)), flush=True)
-        with suppress(Interrupted):  # then another command takes the hub over
-            stay(seat, watcher)
+            yield seat, watcher
+        finally:
+            if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+                with suppress(Interrupted):  # then another command takes the hub over
+                    stay(seat, watcher)
+
+
+def _follow(seat: "Seat", watcher: "Watcher", start: Start, *, as_json: bool, cancels: bool = True) -> None:
+    from sendense.hub.following import cancel, follow
+
+    job, told = start(seat)
+    try:
+        view = follow(seat, job, watcher, told)
+    except Interrupted:
+        if not cancels:
+            hint = " (it goes on with the next command that runs a job or watches one)" if seat.hosts else ""
+            print(f"sendense: no longer watching job {job}{hint}", file=sys.stderr)
+            seat.leave()
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        watcher.note("cancelling, and cleaning up; again Ctrl-C leaves that for later")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
+        try:
+            cancelled = cancel(seat, job)
+        except KeyboardInterrupt:
+            cancelled = None
+        if not cancelled:
+            print(f"sendense: job {job} is not cleaned yet\n  Do that with: sendense jobs clean", file=sys.stderr)
+            seat.leave()
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        view = cancelled
+    if as_json:
+        print(view.model_dump_json(exclude={"work": {"info"}}), flush=True)
+    elif view.state == "succeeded":
+        print("\n".join(describe_result(view)), flush=True)
     _exit_as(view)
-
-
-def follow_jobs(
-    settings: "Settings", requests: "Sequence[tuple[JobRequest, str]]", *, as_json: bool
-) -> tuple[int, int]:
-    """Run jobs one after the other, each to its end; the exit status of the worst, and how many did not succeed."""
-    worst = failed = 0
-    for request, name in requests:
-        try:
-            run_job(settings, request, name, as_json=as_json)
-        except typer.Exit as exc:
-            if exc.exit_code == EXIT_INTERRUPTED:
-                raise
-            worst, failed = max(worst, exc.exit_code), failed + 1
-        except SendenseError as exc:
-            print(f"sendense: {exc}\n  {exc.hint}", file=sys.stderr)
-            worst, failed = max(worst, 1), failed + 1
-    return worst, failed
 
 
 def make_noting_seat(settings: "Settings") -> "Seat":

@@ -172,6 +172,8 @@ class _Copying:
             raise JobFailed(
                 f"the survey of {self._spec.source_label} was lost {MOST_SURVEYS} times", "Look at the worker's log."
             )
+        if silent := self._ledger.take_surveyor(self._spec.id):
+            presence.condemn(self._ledger.client, silent)
         broker.send_survey(self._context.app, self._spec)
         self._update(surveys=self._disk.surveys + 1, heard=now)
 

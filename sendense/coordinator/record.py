@@ -107,6 +107,11 @@ class Jobs:
         """Whether the job has not ended."""
         return bool(self._redis.sismember(_ACTIVE, job))
 
+    def lapsed(self, job: str) -> str:
+        """Who let the lease on the job's step lapse; empty when nobody did, or another one has it by now."""
+        owner, until = cast(list[bytes | None], self._redis.hmget(_key(job), "owner", "until"))
+        return owner.decode() if owner and float(until or 0) <= self._clock() else ""
+
     def is_leased(self, job: str) -> bool:
         """Whether somebody runs the job's step now, or nobody is to do so yet."""
         owner, until, due = cast(list[bytes | None], self._redis.hmget(_key(job), "owner", "until", "due"))

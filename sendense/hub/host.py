@@ -85,6 +85,8 @@ class Host:
             if "solo" not in self._workers and _needs_solo(view):
                 self._workers["solo"] = self._solo
                 self._solo.start()
+            if lapsed := self._jobs.lapsed(view.id):  # all processes may be stopped, and none left to notice
+                presence.condemn(self._redis.client, lapsed)
             if not self._jobs.is_leased(view.id):
                 run.send(self._app, view, expires=2 * self._settings.tick_seconds)
 

@@ -92,12 +92,23 @@ class Ledger:
         """Enter a job, or an unfinished one again, in state `preparing`: what is recorded of it stays."""
         with self._redis.pipeline() as pipe:
             pipe.hset(_key(spec.id, "job"), mapping={"spec": spec.model_dump_json(), "state": "preparing"})
-            pipe.hdel(_key(spec.id, "job"), "closed")
+            pipe.hdel(_key(spec.id, "job"), "closed", "surveyor")
             pipe.execute()
 
-    def touch(self, job: str) -> None:
-        """Say that somebody works on the job, before it has batches to claim."""
-        self._redis.hincrby(_key(job, "job"), "beats", 1)
+    def touch(self, job: str, owner: str) -> None:
+        """Say that this process works on the job, before it has batches to claim."""
+        with self._redis.pipeline() as pipe:
+            pipe.hincrby(_key(job, "job"), "beats", 1)
+            pipe.hset(_key(job, "job"), "surveyor", owner)
+            pipe.execute()
+
+    def take_surveyor(self, job: str) -> str:
+        """The process that worked on the job's survey last, told once; empty when none did."""
+        with self._redis.pipeline() as pipe:
+            pipe.hget(_key(job, "job"), "surveyor")
+            pipe.hdel(_key(job, "job"), "surveyor")
+            found: bytes | None = pipe.execute()[0]
+        return (found or b"").decode()
 
     def beats(self, job: str) -> int:
         """A number that grows while somebody works on the job's survey."""

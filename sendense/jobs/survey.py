@@ -12,33 +12,34 @@ from sendense.nbd.connect import Connection
 from sendense.settings import Settings
 
 
-def run_survey(ledger: Ledger, handles: Handles, settings: Settings, job: str) -> None:
+def run_survey(ledger: Ledger, handles: Handles, settings: Settings, job: str, me: str) -> None:
     """
     Open the endpoints, and unless it was done before, plan the job's areas, or all that the source maps.
 
     What is wrong ends the job with its failure recorded.
 
-    The handles stay open for the copy: an export that takes one client may end when that client leaves.
+    The handles stay open for the copy: an export that takes one client may end when that client leaves. `me` names this
+    process and this call.
     """
     spec = ledger.spec(job)
     if not spec or ledger.state(job) != "preparing":  # its message came twice
         return
     try:
-        _survey(ledger, handles, settings, spec)
+        _survey(ledger, handles, settings, spec, me)
     except SendenseError as exc:
         handles.drop(spec)
         failure = failure_of(exc)
         ledger.fail(job, failure.model_copy(update={"usage": isinstance(exc, InputError)}))
 
 
-def _survey(ledger: Ledger, handles: Handles, settings: Settings, spec: JobSpec) -> None:
+def _survey(ledger: Ledger, handles: Handles, settings: Settings, spec: JobSpec, me: str) -> None:
     said = 0.0
 
     def beat() -> None:
         nonlocal said
         if time.monotonic() - said > settings.renew_seconds:
             said = time.monotonic()
-            ledger.touch(spec.id)
+            ledger.touch(spec.id, me)
 
     beat()
     source = handles.source(spec, beat)

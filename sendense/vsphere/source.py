@@ -43,7 +43,6 @@ def nbdkit_command(site: Site, disk: DiskSource, socket: Path, thumbprint: str) 
     return [
         "nbdkit",
         "--foreground",
-        "--exit-with-parent",
         "--readonly",
         "--unix",
         str(socket),
