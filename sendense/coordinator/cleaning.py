@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from sendense.coordinator.context import Context, open_repository
 from sendense.coordinator.site import SNAPSHOT_PREFIX
+from sendense.coordinator.submission import copies_of
 from sendense.errors import SendenseError
 from sendense.repository import merge
 from sendense.requests import JobView
@@ -65,10 +66,8 @@ def _jobs(context: Context) -> Iterator[Cleaned]:
         for path in _partials(view):
             path.unlink(missing_ok=True)
             yield Cleaned(f"deleted {path}")
-        for disk in view.work.disks:
-            for name in (disk.copy_id, f"{disk.copy_id}-verify"):
-                if disk.copy_id and context.ledger.state(name):
-                    context.ledger.delete(name)
+        for copy in copies_of(view):
+            context.ledger.delete(copy)
         if view.leftover:
             context.jobs.note_leftover(view.id, "")
 

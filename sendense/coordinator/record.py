@@ -52,7 +52,6 @@ class Jobs:
             "created": _now(),
         }
         self._enter(job, names, fields, name)
-        self._forget_old()
 
     def resume(self, job: str, step: str, work: Work) -> None:
         """Have an ended job run again from a step; InputError when another one has its locks meanwhile."""
@@ -167,11 +166,13 @@ class Jobs:
             for number, fields in found
         ]
 
-    def _forget_old(self) -> None:
-        for job in self.ids()[KEPT_JOBS:]:
-            if not self.is_active(job):
-                self._redis.delete(_key(job), _events(job))
-                self._redis.zrem(_JOBS, job)
+    def forget_oldest(self) -> list[JobView]:
+        """Forget all but the latest KEPT_JOBS that have ended; returns what they were."""
+        views = [view for job in self.ids()[KEPT_JOBS:] if (view := self.get(job)) and view.ended]
+        for view in views:
+            self._redis.delete(_key(view.id), _events(view.id))
+            self._redis.zrem(_JOBS, view.id)
+        return views
 
     def now(self) -> str:
         """The time, as records have it."""

@@ -18,6 +18,9 @@ def submit(context: Context, job: str, request: JobRequest, name: str) -> None:
     """Enter a job, and have its first step run; InputError names the job that is at work on the same VM or target."""
     context.jobs.submit(job, request, name, pipeline(request)[0].name, _locks(request))
     send(context, job)
+    for old in context.jobs.forget_oldest():
+        for copy in copies_of(old):
+            context.ledger.delete(copy)
 
 
 def resume(context: Context, view: JobView) -> None:
@@ -34,6 +37,11 @@ def resume(context: Context, view: JobView) -> None:
     work = view.work.model_copy(update={"disks": disks, "snapshot": ""})
     context.jobs.resume(view.id, pipeline(view.request)[0].name, work)
     send(context, view.id)
+
+
+def copies_of(view: JobView) -> list[str]:
+    """The ledger's names of all that was copied and read back for a job."""
+    return [name for disk in view.work.disks if disk.copy_id for name in (disk.copy_id, f"{disk.copy_id}-verify")]
 
 
 def send(context: Context, job: str) -> None:

@@ -16,12 +16,16 @@ from sendense.supervise.redis import PrivateRedis
 from sendense.supervise.service import Budget, Note
 from sendense.supervise.storage import Storage
 from sendense.supervise.worker import Worker
+from sendense.units import MiB
 
 COORDINATORS = 2
 """Processes of the hub's worker, and of the control worker: they mostly wait."""
 
 END_SECONDS = 3.0
 """For Redis to write what it has."""
+
+LARGE_LOG = 8 * MiB
+"""Bytes of a log that is put aside at the next start; the one before it goes."""
 
 _TEMPORARY = ("disk-*", "pymp-*")
 """What killed workers leave in their temporary folder."""
@@ -50,6 +54,9 @@ class Host:
     def start_redis(self) -> None:
         """Start what it takes to look at the jobs."""
         self._sweep()
+        for log in self._settings.hub_dir.glob("*.log"):
+            if log.stat().st_size > LARGE_LOG:
+                log.replace(log.with_suffix(".log.1"))
         self._redis.start()
         self._redis.wait()
 
