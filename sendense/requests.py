@@ -114,8 +114,6 @@ class DiskWork(_Frozen):
     beats: int = -1
     failures: int = 0
     """Failed attempts that the job's history has already."""
-    stale: bool = False
-    """What an earlier run left of this disk's image is of no use."""
     resumed_from: str = ""
     """The change ID of the earlier run's snapshot, which its stored batches are of."""
     progress: Progress | None = None

@@ -26,8 +26,9 @@ def choose(context: Context, run: Run) -> Answer:
     parent = repository.latest(request.vm.uuid)
     disks = []
     for disk in run.work.disks:
-        if disk.resumed_from and draft.image(disk.key).exists() and context.ledger.survey(disk.copy_id):
-            chosen = disk
+        goes_on = disk.resumed_from and draft.image(disk.key).exists() and context.ledger.survey(disk.copy_id)
+        if goes_on and disk.parent in ("", parent.id if parent else ""):
+            chosen = disk  # otherwise another backup was made meanwhile, and two would build on one
         else:
             chosen = choose_parent(disk.model_copy(update={"resumed_from": ""}), parent, request.mode)
         export = export_name(run.view.id, disk.key)
@@ -74,15 +75,20 @@ def _why_full(disk: DiskWork, parent: Point | None, mode: str) -> str:
 
 
 def prepare(context: Context, run: Run) -> Answer:
-    """Make the images, overlays on their parents' or empty ones, and serve them."""
+    """
+    Make the images, overlays on their parents' or empty ones, and serve them.
+
+    An image of which the ledger knows nothing is made anew: what an earlier run left in it is of another snapshot.
+    """
     draft, disks = context.repository.begin(_request(run.view).vm, run.work.point), []
     for disk in run.work.disks:
-        if disk.stale:
+        fresh = context.ledger.survey(disk.copy_id) is None
+        if fresh:
+            context.exports.remove(disk.export)
             draft.drop_image(disk.key)
         parent = context.repository.find(disk.parent) if disk.parent else None
         image = draft.make_image(disk.key, disk.size, parent)
-        fresh = context.ledger.survey(disk.copy_id) is None
-        update = {"stale": False, "blank": fresh and not disk.parent, "image": str(image)}
+        update = {"blank": fresh and not disk.parent, "image": str(image)}
         disks.append(serve(context, disk.model_copy(update=update), run.beat))
     return Done(run.work.model_copy(update={"disks": disks}))
 

@@ -98,9 +98,11 @@ def prepare(context: Context, run: Run) -> Answer:
         fresh = context.ledger.survey(disk.copy_id) is None
         new = disk.image.endswith(".partial")
         if new:
-            make_image(Path(disk.image), disk.size, keep=not fresh and not disk.stale)
+            if fresh:
+                context.exports.remove(disk.export)
+            make_image(Path(disk.image), disk.size, keep=not fresh)
         served = serve(context, disk, run.beat) if disk.export else disk
-        disks.append(served.model_copy(update={"blank": fresh and new, "stale": False}))
+        disks.append(served.model_copy(update={"blank": fresh and new}))
     return Done(run.work.model_copy(update={"disks": disks}))
 
 

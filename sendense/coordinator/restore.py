@@ -5,7 +5,7 @@ from pathlib import Path
 from sendense.coordinator import copying
 from sendense.coordinator.context import Answer, Context, Done, Run
 from sendense.coordinator.serving import export_name, serve
-from sendense.errors import InputError
+from sendense.errors import InputError, JobFailed
 from sendense.files import rename, storing, sync
 from sendense.models import JobSpec
 from sendense.nbd import images
@@ -59,6 +59,8 @@ def prepare(context: Context, run: Run) -> Answer:
     for disk in run.work.disks:
         fresh = context.ledger.survey(disk.copy_id) is None
         if disk.image:
+            if fresh:
+                context.exports.remove(disk.export)
             make_image(Path(disk.image), disk.size, keep=not fresh)
         served = _serve(context, run, disk)
         disks.append(served.model_copy(update={"blank": fresh and bool(disk.image)}))
@@ -67,7 +69,9 @@ def prepare(context: Context, run: Run) -> Answer:
 
 def make_image(partial: Path, size: int, *, keep: bool) -> None:
     """A new image under its unfinished name; `keep` the one that is there, with what is stored in it."""
-    if keep and partial.exists():
+    if keep:
+        if not partial.exists():
+            raise JobFailed(f"{partial}: is gone, and with it what was copied", "Start the job anew, not with resume.")
         return
     partial.unlink(missing_ok=True)
     images.create(partial, images.TARGET_FORMATS[partial.with_suffix("").suffix.lower()], size)

@@ -50,8 +50,8 @@ def advance(context: Context, job: str, place: Place, owner: str) -> None:
                 return
             if not _run_step(context, view, lease):
                 return
-    except ClaimLost:
-        log.warning("a step lost its lease", extra={"action": "lease_lost", "job_id": job})
+    except (ClaimLost, *broker.Unavailable) as exc:  # whoever gets the lease next runs the step again
+        log.warning("a step was given up: %s", exc, extra={"action": "lease_lost", "job_id": job})
 
 
 def _run_step(context: Context, view: JobView, lease: Lease) -> bool:
@@ -64,7 +64,7 @@ def _run_step(context: Context, view: JobView, lease: Lease) -> bool:
         if view.cancelled and lease.heeds_cancel:
             raise Cancelled(view.id)
         answer = step.run(context, Run(view, lease.beat))
-    except ClaimLost:
+    except (ClaimLost, *broker.Unavailable):
         raise
     except SendenseError as exc:
         return _step_failed(context, view, lease, exc)

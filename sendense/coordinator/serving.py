@@ -4,6 +4,7 @@ import secrets
 from pathlib import Path
 
 from sendense.coordinator.context import Context
+from sendense.errors import JobFailed
 from sendense.nbd import images
 from sendense.nbd.connect import Beat
 from sendense.requests import DiskWork
@@ -16,9 +17,16 @@ def export_name(job: str, key: int) -> str:
 
 def serve(context: Context, disk: DiskWork, beat: Beat) -> DiskWork:
     """Have the disk's image served, and repaired before if a killed daemon left leaks in it; its target is the URI."""
-    served = any(export.name == disk.export and not export.closing for export in context.exports.list())
     image = Path(disk.image)
     kind = images.TARGET_FORMATS.get(image.suffix.removesuffix(".partial") or image.suffixes[-2], "qcow2")
-    if not served and kind == "qcow2":
-        images.repair_leaks(image, beat)
+    if kind == "qcow2" and not _is_served(context, disk):
+        try:
+            images.repair_leaks(image, beat)
+        except JobFailed:
+            if not _is_served(context, disk):  # by an earlier run of this step, which waited for the daemon until now
+                raise
     return disk.model_copy(update={"target": context.exports.add(disk.export, image, kind, writable=True)})
+
+
+def _is_served(context: Context, disk: DiskWork) -> bool:
+    return any(export.name == disk.export and not export.closing for export in context.exports.list())

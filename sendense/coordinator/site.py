@@ -119,8 +119,7 @@ def _read_disk(
             patch(ledger, disk.copy_id, changed, disk.size)
             return disk.model_copy(update={"resumed_from": ""})
     ledger.delete(disk.copy_id)
-    stale = disk.stale or bool(disk.resumed_from)
-    disk = disk.model_copy(update={"resumed_from": "", "stale": stale, "surveys": 0, "failures": 0, "beats": -1})
+    disk = disk.model_copy(update={"resumed_from": "", "surveys": 0, "failures": 0, "beats": -1})
     if disk.mode == "incremental":
         try:
             if not disk.change_id:
@@ -178,8 +177,10 @@ def _keep(before: DiskWork | None, now: DiskWork, job: str) -> DiskWork:
     if not before:
         return fresh
     if before.size != now.size:
-        return fresh.model_copy(update={"stale": True})
-    return before.model_copy(update={"file": now.file, "label": now.label, "resumed_from": before.change_id})
+        return fresh
+    # An earlier resumption that came no further than to its snapshot did not bring the plan up to that.
+    stored_at = before.resumed_from or before.change_id
+    return before.model_copy(update={"file": now.file, "label": now.label, "resumed_from": stored_at})
 
 
 def _grown(before: int, now: int) -> str:
