@@ -46,11 +46,11 @@ def _context() -> "Context":
     return Context(_settings(), _ledger(), Jobs(_ledger().client), app)
 
 
-@app.task(name=queues.SURVEY)
-def survey(job: str) -> None:
+@app.task(name=queues.SURVEY, bind=True)
+def survey(self: Any, job: str) -> None:
     """Look at a job's endpoints and plan it."""
     with _handles().busy:
-        run_survey(_ledger(), _handles(), _settings(), job)
+        run_survey(_ledger(), _handles(), _settings(), job, _me(self))
     _tell_coordinator(_ledger().spec(job))
 
 

@@ -645,11 +645,12 @@ def test_fail(ledger: Ledger) -> None:
 
 
 def test_beats(ledger: Ledger) -> None:
-    """Signs of life during a survey can be told apart."""
+    """Signs of life during a survey can be told apart, and who gave the last one is told once."""
     ledger.prepare(SPEC)
     before = ledger.beats(JOB)
-    ledger.touch(JOB)
+    ledger.touch(JOB, "host/1/a")
     assert ledger.beats(JOB) > before
+    assert [ledger.take_surveyor(JOB), ledger.take_surveyor(JOB)] == ["host/1/a", ""]
 
 
 def test_delete(hub: Hub, ledger: Ledger) -> None:
@@ -663,7 +664,7 @@ def test_delete(hub: Hub, ledger: Ledger) -> None:
     ledger.release(other, failure(1), 4096, None, end_job=False)
     ledger.take(JOB, epoch, 2)
     ledger.claim(JOB, 2, epoch, "host/1/c", LONG)
-    ledger.touch(JOB)
+    ledger.touch(JOB, "host/1/a")
     ledger.prepare(SPEC.model_copy(update={"id": f"{JOB}-verify"}))
     ledger.delete(JOB)
     assert hub.client.keys() == [f"sendense:{JOB}-verify:job".encode()]

@@ -26,7 +26,6 @@ def test_argv_for_vddk() -> None:
     assert nbdkit_command(site, DISK, Path("/run/sendense/4.sock"), THUMBPRINT) == [
         "nbdkit",
         "--foreground",
-        "--exit-with-parent",
         "--readonly",
         "--unix",
         "/run/sendense/4.sock",
@@ -54,7 +53,7 @@ def test_argv_for_a_script() -> None:
         nbdkit_options={"compression": "none", "script": "/lab/plugin.py"},
     )
     argv = nbdkit_command(site, DISK, Path("/lab/s"), THUMBPRINT)
-    assert argv[6:] == [
+    assert argv[5:] == [
         "python",
         "script=/lab/plugin.py",
         "server=127.0.0.1",
