@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from blake3 import blake3
 from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
 
 from sendense.errors import ExportsUnavailable, InputError, JobFailed
+from sendense.nbd.connect import Beat, no_beat
 from sendense.nbd.uri import unix_uri
 from sendense.units import show_seconds
 
@@ -28,6 +29,9 @@ RETRY_SECONDS = 0.1
 
 POLL_SECONDS = 0.02
 """Between two looks at whether an export has ended, which takes as long as its requests under way."""
+
+BEAT_SECONDS = 1.0
+"""Between two beats of a caller that waits."""
 
 CLOSE_SECONDS = 1.0
 """For leaving a session in good order."""
@@ -57,10 +61,11 @@ class Exports:
 
     `address` is an absolute path or HOST:PORT. `timeout` is the seconds that a call may take, waiting for its turn and
     for a daemon that is being started again included; ExportsUnavailable after that. Calls may be made again any time.
+    `beat` is called every second, and what it raises ends the call.
     """
 
-    def __init__(self, qmp_socket: Path, address: str, timeout: float = 30.0) -> None:
-        self._socket, self._address, self._timeout = qmp_socket, address, timeout
+    def __init__(self, qmp_socket: Path, address: str, timeout: float = 30.0, beat: Beat = no_beat) -> None:
+        self._socket, self._address, self._timeout, self._beat = qmp_socket, address, timeout, beat
 
     def uri(self, name: str) -> str:
         """Where an export of that name is, whether or not it is there now."""
@@ -155,7 +160,7 @@ class Exports:
         monitor = _Monitor(self._socket)
         while True:
             try:
-                return asyncio.run(monitor.session(work, deadline))
+                return asyncio.run(self._beating(monitor.session(work, deadline)))
             except ExecuteError as exc:
                 refused = f"the exports daemon refused '{monitor.stage}': {_one_line(exc)}"
                 raise ExportsUnavailable(refused, _LOG_HINT) from exc
@@ -170,7 +175,19 @@ class Exports:
                     raise ExportsUnavailable(
                         f"the exports daemon at {self._socket} cannot be reached: {exc}", _LOG_HINT
                     ) from exc
+            self._beat()
             time.sleep(RETRY_SECONDS)
+
+    async def _beating(self, session: "Coroutine[Any, Any, T]") -> T:
+        """The session's result; whoever waits for it shows signs of life, or is told to stop."""
+        task = asyncio.create_task(session)
+        try:
+            while not (await asyncio.wait({task}, timeout=BEAT_SECONDS))[0]:
+                self._beat()
+        except BaseException:
+            task.cancel()
+            raise
+        return task.result()
 
 
 class _Monitor:

@@ -99,6 +99,8 @@ class DiskWork(_Frozen):
     """The ledger's name for the copying of this disk."""
     image: str = ""
     """Path of the image that is written, or read back."""
+    inode: int = 0
+    """Of the image that the job made, where another job could make one of the same name."""
     export: str = ""
     """The name under which the hub exports it."""
     source_export: str = ""

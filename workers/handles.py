@@ -59,7 +59,7 @@ class Handles:
         if not spec.disk:
             return self._link(spec, spec.source, beat)
         job = self._job(spec)
-        if job.disk and not _usable(job.disk.connection):
+        if job.disk and not (job.disk.disk == spec.disk and _usable(job.disk.connection)):  # of another snapshot, say
             job.disk.close()
             job.disk = None
         if not job.disk:

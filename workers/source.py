@@ -32,6 +32,7 @@ END_SECONDS = 2.0
 class OpenDisk:
     """A disk, the server that reads it, and the folder of that server's socket and log."""
 
+    disk: DiskSource
     connection: Connection
     server: Child
     folder: Path
@@ -50,14 +51,14 @@ class OpenDisk:
 def open_disk(site: Site, disk: DiskSource, beat: Beat) -> OpenDisk:
     """Start an nbdkit for the disk and connect to it; SourceRefused says what nbdkit said."""
     label = str(disk)
+    secrets = [_secret(site)]
     folder = Path(tempfile.mkdtemp(prefix="disk-"))
     socket = folder / "s"
     server = Child("nbdkit", nbdkit_command(site, disk, socket, disk.thumbprint), folder / "log")
-    secrets = [_secret(site)]
     try:
         server.start()
         endpoint = Endpoint(uri=label, export="", socket=str(socket))
-        return OpenDisk(_connect(endpoint, server, beat), server, folder, secrets)
+        return OpenDisk(disk, _connect(endpoint, server, beat), server, folder, secrets)
     except EndpointError as exc:
         said = _end(server, folder, secrets)
         raise SourceRefused(label, said or exc.detail, exc.state) from exc

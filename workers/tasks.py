@@ -51,6 +51,7 @@ def survey(self: Any, job: str) -> None:
     """Look at a job's endpoints and plan it."""
     with _handles().busy:
         run_survey(_ledger(), _handles(), _settings(), job, _me(self))
+        _handles().tidy()
     _tell_coordinator(_ledger().spec(job))
 
 
@@ -58,7 +59,9 @@ def survey(self: Any, job: str) -> None:
 def copy_extents(self: Any, job: str, batch: int, epoch: int) -> str:
     """Copy one batch."""
     with _handles().busy:
-        return run_batch(_ledger(), _handles(), _settings(), job, batch, epoch, _me(self))
+        outcome = run_batch(_ledger(), _handles(), _settings(), job, batch, epoch, _me(self))
+        _handles().tidy()
+    return outcome
 
 
 @app.task(name=queues.SETTLE)

@@ -92,7 +92,7 @@ def resume(job: _Job, as_json: _Json = False) -> None:
     def start(seat: "Seat") -> tuple[str, str]:
         view = seat.call(lambda: seat.jobs.find(job))
         told = [event.id for event in seat.call(lambda: seat.jobs.events(view.id))]
-        seat.call(lambda: submission.resume(seat.context, view))
+        seat.call(lambda: submission.resume(seat.context, view.id))
         return view.id, told[-1] if told else "-"
 
     follow_job(_settings(), start, as_json=as_json)

@@ -126,15 +126,17 @@ def _exit_as(view: "JobView") -> None:
         return
     for line in _leftover(view):
         print(f"sendense:{line}", file=sys.stderr)
+    off = ""
+    if view.work.off:
+        off = f" The VM is off; turn it on again: sendense vms start {_vm_of(view)}"
     if view.state == "cancelled":
-        print(f"sendense: cancelled\n  Go on with: sendense jobs resume {view.id}", file=sys.stderr)
+        print(f"sendense: cancelled\n  Go on with: sendense jobs resume {view.id}{off}", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED)
     message = view.error.message if view.error else "it ended without saying why"
     hint = (view.error.hint if view.error else "") or f"Its history: sendense jobs events {view.id}"
     if not (view.error and view.error.usage):
         hint += f" Then go on: sendense jobs resume {view.id}"
-    if view.request.kind == "migrate" and view.work.off:
-        hint += f" The VM is off; turn it on again: sendense vms start {view.request.vm.moref}"
+    hint += off
     if view.state == "different":
         print(f"sendense: {message}\n  {hint}", file=sys.stderr)
         raise typer.Exit(EXIT_DIFFERENT)

@@ -26,10 +26,10 @@ def choose(context: Context, run: Run) -> Answer:
     parent = repository.latest(request.vm.uuid)
     disks = []
     for disk in run.work.disks:
-        goes_on = disk.resumed_from and draft.image(disk.key).exists() and context.ledger.survey(disk.copy_id)
-        if goes_on and disk.parent in ("", parent.id if parent else ""):
-            chosen = disk  # otherwise another backup was made meanwhile, and two would build on one
+        if _goes_on(context, draft, disk, parent):
+            chosen = disk
         else:
+            context.ledger.delete(disk.copy_id)  # a later run must not take it for what this one stored
             chosen = choose_parent(disk.model_copy(update={"resumed_from": ""}), parent, request.mode)
         export = export_name(run.view.id, disk.key)
         disks.append(chosen.model_copy(update={"export": export, "image": str(draft.image(disk.key))}))
@@ -38,6 +38,13 @@ def choose(context: Context, run: Run) -> Answer:
             f"disk {full[0].key}: no incremental is possible: {full[0].reason}", "Use --mode auto, or --mode full."
         )
     return Done(run.work.model_copy(update={"disks": disks, "point": point}))
+
+
+def _goes_on(context: Context, draft: Draft, disk: DiskWork, parent: Point | None) -> bool:
+    """Whether what an earlier run stored of a disk is of use: not without tracking, or another point to build on."""
+    if not (disk.resumed_from and draft.image(disk.key).exists() and context.ledger.survey(disk.copy_id)):
+        return False
+    return not disk.parent or bool(parent and parent.id == disk.parent and not parent.damaged)
 
 
 def _finish_deletions(context: Context, run: Run, vm: str) -> None:
@@ -80,13 +87,16 @@ def prepare(context: Context, run: Run) -> Answer:
 
     An image of which the ledger knows nothing is made anew: what an earlier run left in it is of another snapshot.
     """
-    draft, disks = context.repository.begin(_request(run.view).vm, run.work.point), []
+    vm = _request(run.view).vm
+    draft, points, disks = context.repository.begin(vm, run.work.point), context.repository.points(vm.uuid), []
     for disk in run.work.disks:
         fresh = context.ledger.survey(disk.copy_id) is None
         if fresh:
-            context.exports.remove(disk.export)
+            context.exports(run.beat).remove(disk.export)
             draft.drop_image(disk.key)
-        parent = context.repository.find(disk.parent) if disk.parent else None
+        parent = next((each for each in points if each.id == disk.parent), None)
+        if disk.parent and not parent:
+            raise JobFailed(f"disk {disk.key}: its parent {disk.parent} is gone", "Start the backup again.")
         image = draft.make_image(disk.key, disk.size, parent)
         update = {"blank": fresh and not disk.parent, "image": str(image)}
         disks.append(serve(context, disk.model_copy(update=update), run.beat))
@@ -113,7 +123,7 @@ def commit(context: Context, run: Run) -> Answer:
     if draft.committed():
         return Done(run.work)
     for disk in run.work.disks:
-        context.exports.remove(disk.export)
+        context.exports(run.beat).remove(disk.export)
     disks = [_commit_disk(context, draft, disk, run) for disk in run.work.disks]
     created = run.work.created or view.created
     full = next((disk for disk in disks if disk.mode == "full"), None)

@@ -35,9 +35,7 @@ def _snapshots(context: Context, *, foreign: bool) -> Iterator[Cleaned]:
                     if context.jobs.is_active(job):
                         continue
                     if not (foreign or context.jobs.get(job)):
-                        yield Cleaned(
-                            f"{vm.name}: snapshot {title} is of no known job: left (--foreign removes it)"
-                        )
+                        yield Cleaned(f"{vm.name}: snapshot {title} is of no known job: left (--foreign removes it)")
                         continue
                     snapshot.remove_snapshots(session, vm.moref, title, no_beat)
                     yield Cleaned(f"{vm.name}: removed snapshot {title}")
@@ -49,11 +47,12 @@ def _repository(context: Context) -> Iterator[Cleaned]:
     if not context.settings.repository or not context.settings.repository.exists():
         return
     repository = open_repository(context.settings)
-    kept = {view.work.point for job in context.jobs.active() if (view := context.jobs.get(job))}
     for vm in repository.layout.vm_uuids():
         for point in merge.recover(repository, vm):
             yield Cleaned(f"finished deleting {point}")
-    for draft in repository.unfinished():
+    drafts = repository.unfinished()
+    kept = {view.work.point for job in context.jobs.active() if (view := context.jobs.get(job))}  # after the folders
+    for draft in drafts:
         if draft.id not in kept:
             repository.draft(draft.vm, draft.id).discard()
             yield Cleaned(f"deleted the unfinished restore point {draft.id}")

@@ -30,10 +30,9 @@ class Context:
         """The restore points; InputError when the settings name no repository."""
         return open_repository(self.settings)
 
-    @cached_property
-    def exports(self) -> Exports:
-        """The hub's NBD exports."""
-        return Exports(self.settings.qmp_socket, str(self.settings.nbd_socket))
+    def exports(self, beat: Beat) -> Exports:
+        """The hub's NBD exports; waiting for them beats."""
+        return Exports(self.settings.qmp_socket, str(self.settings.nbd_socket), beat=beat)
 
     def site(self, name: str) -> Site:
         """A site's settings; InputError when this machine's settings do not have it."""
@@ -88,6 +87,8 @@ class Step:
     run: Callable[[Context, Run], Answer]
     cleaning: bool = False
     """Runs also when the job failed or was cancelled."""
+    final: bool = False
+    """Too late to cancel: it may have run before, and its effect be there."""
 
 
 def open_repository(settings: Settings) -> Repository:

@@ -28,16 +28,16 @@ Specify = Callable[[DiskWork], JobSpec]
 
 def copy(specify: Specify, context: Context, run: Run) -> Answer:
     """Have every disk copied; what each is to read and write, `specify` says. Done when all of them are stored."""
-    return _all(context, run, specify, "")
+    return _all(context, run, specify)
 
 
 def verify(specify: Specify, context: Context, run: Run) -> Answer:
     """Have what was copied read back, and compared with the digests that were taken on the way."""
     for disk in run.work.disks:
         spec = _verification(specify(disk))
-        if context.ledger.state(spec.id) is None:
+        if context.ledger.survey(spec.id) is None:
             _plan_verification(context.ledger, disk.copy_id, spec)
-    answer = _all(context, run, lambda disk: _verification(specify(disk)), "-verify")
+    answer = _all(context, run, lambda disk: _verification(specify(disk)))
     if not isinstance(answer, Done):
         return answer
     disks = [_compare(context.ledger, disk) for disk in answer.work.disks]
@@ -70,15 +70,26 @@ def close(context: Context, run: Run) -> Answer:
             context.ledger.close(name)
     for disk in run.work.disks:
         for export in filter(None, (disk.export, disk.source_export)):
-            context.exports.remove(export)
+            context.exports(run.beat).remove(export)
     deadline = time.monotonic() + CLOSE_SECONDS
-    while any(context.ledger.holders(name) for name in ids) and time.monotonic() < deadline:
+    while any(_holders(context.ledger, name) for name in ids) and time.monotonic() < deadline:
         run.beat()
         time.sleep(0.1)
+    for name in ids:
+        for holder in _holders(context.ledger, name):
+            context.jobs.event(run.view.id, f"{holder} does not let its disk go: it is killed")
+            presence.condemn(context.ledger.client, holder)
     if run.view.outcome == "succeeded":
         for name in ids:
             context.ledger.delete(name)
     return Done(run.work)
+
+
+def _holders(ledger: Ledger, copy: str) -> set[str]:
+    """The processes, WORKER/PID, that have connections open for a copy, or are at work on it."""
+    progress = ledger.progress(copy)
+    active = [activity.worker.rpartition("/")[0] for activity in progress.active] if progress else []
+    return {*active, *ledger.holders(copy)}
 
 
 def has_stored(ledger: Ledger, disk: DiskWork) -> bool:
@@ -105,11 +116,17 @@ def vm_disk_spec(view: JobView, disk: DiskWork, vm: VmRef) -> JobSpec:
 
 
 def records_of(context: Context, disk: DiskWork) -> list[Record]:
-    """What the ledger has of a disk, in disk order."""
-    return context.ledger.records(disk.copy_id)
+    """What is stored of a disk, in disk order; JobFailed when that is not all that was planned."""
+    records, progress = context.ledger.records(disk.copy_id), context.ledger.progress(disk.copy_id)
+    planned = progress.batches if progress else 0
+    if len(records) != planned:
+        raise JobFailed(
+            f"disk {disk.key}: {len(records)} of {planned} batches are stored", "Resume the job: the rest is copied."
+        )
+    return records
 
 
-def _all(context: Context, run: Run, specify: Specify, suffix: str) -> Answer:
+def _all(context: Context, run: Run, specify: Specify) -> Answer:
     disks, reasons, complete = [], [], True
     for disk in run.work.disks:
         run.beat()
@@ -148,7 +165,8 @@ class _Copying:
         if state == "ready":
             self._begin()
         if state in ("ready", "copying"):
-            self._drive(max(1, workers))
+            if workers:
+                self._drive(workers)
             state = ledger.state(spec.id)
         self._tell()
         if state == "failed":
@@ -172,10 +190,13 @@ class _Copying:
             raise JobFailed(
                 f"the survey of {self._spec.source_label} was lost {MOST_SURVEYS} times", "Look at the worker's log."
             )
-        if silent := self._ledger.take_surveyor(self._spec.id):
+        silent = self._ledger.take_surveyor(self._spec.id)
+        if silent:
             presence.condemn(self._ledger.client, silent)
         broker.send_survey(self._context.app, self._spec)
-        self._update(surveys=self._disk.surveys + 1, heard=now)
+        if silent or not self._disk.surveys:  # nobody took the one before: the queue is long, and that is no failure
+            self._update(surveys=self._disk.surveys + 1)
+        self._update(heard=now)
 
     def _begin(self) -> None:
         survey = self._ledger.survey(self._spec.id)
@@ -249,11 +270,10 @@ def _plan_verification(ledger: Ledger, copied: str, spec: JobSpec) -> None:
 
 
 def _compare(ledger: Ledger, disk: DiskWork) -> DiskWork:
-    """The disk with what was found wrong; those batches are to do again in the job's next run."""
+    """The disk with what was found wrong."""
     found = {record.batch: record.digest for record in ledger.records(f"{disk.copy_id}-verify")}
     records = ledger.records(disk.copy_id)
     wrong = [record for number, record in enumerate(records) if found.get(number) != record.digest]
-    ledger.reopen(disk.copy_id, wrong)
     differences = [difference_of(record.extents[0].offset, record.extents[-1].end) for record in wrong]
     return disk.model_copy(update={"verified": not wrong, "differences": differences})
 

@@ -3,50 +3,15 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-from blake3 import blake3
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from sendense.coordinator import copying
+from sendense.coordinator import copying, synced
 from sendense.coordinator.context import Answer, Context, Done, Run
-from sendense.coordinator.restore import check_new_image, give_name, make_image
-from sendense.coordinator.serving import export_name, serve
+from sendense.coordinator.restore import check_new_image, give_name, make_image, must_be_outside
+from sendense.coordinator.serving import PARTIAL, export_name, serve
+from sendense.coordinator.synced import Synced
 from sendense.errors import InputError
-from sendense.files import make_folder, storing, write_atomically
 from sendense.models import JobSpec
 from sendense.nbd.uri import is_uri
 from sendense.requests import DiskWork, JobView, MigrateRequest
-from sendense.settings import Settings
-
-
-class Synced(BaseModel):
-    """Up to which change of its disk a target is complete; `change_id` is empty without change tracking."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    vm: str
-    key: int
-    target: str
-    size: int
-    change_id: str
-    time: datetime
-    job: str
-    cutover: bool = False
-
-
-def synced(settings: Settings, vm: str, key: int, target: str) -> Synced | None:
-    """The last complete sync of a disk onto a target."""
-    path = _file(settings, vm, key, target)
-    try:
-        return Synced.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError as exc:
-        raise InputError(f"{path}: not readable by this version", "Migrate the disk anew, onto a new target.") from exc
-
-
-def _file(settings: Settings, vm: str, key: int, target: str) -> Path:
-    name = blake3(f"{vm}\0{key}\0{target}".encode()).hexdigest()[:24]
-    return settings.migrations_dir / f"{name}.json"
 
 
 def choose(context: Context, run: Run) -> Answer:
@@ -55,13 +20,18 @@ def choose(context: Context, run: Run) -> Answer:
     disks = []
     for disk in run.work.disks:
         target = request.targets[disk.key]
-        last = synced(context.settings, request.vm.uuid, disk.key, target)
-        resumed = bool(disk.resumed_from and context.ledger.survey(disk.copy_id))
-        if not resumed:
+        must_be_outside(context.repository if context.settings.repository else None, target)
+        last = synced.read(context.settings, request.vm.uuid, disk.key, target)
+        if not (disk.resumed_from and context.ledger.survey(disk.copy_id)):
+            context.ledger.delete(disk.copy_id)  # a later run must not take it for what this one stored
             disk = _choose(disk.model_copy(update={"resumed_from": ""}), target, last, request)
+            if disk.mode == "full" and not last:
+                synced.forget(context.settings, target)
+        elif disk.image.endswith(PARTIAL) and not Path(disk.image).exists() and Path(target).exists():
+            disk = disk.model_copy(update={"image": target})  # it had got its name already
         update = {"target": target} if is_uri(target) else {"export": export_name(job, disk.key)}
         if not is_uri(target) and not disk.image:
-            update["image"] = target if disk.mode == "incremental" else f"{target}.partial"
+            update["image"] = target if disk.mode == "incremental" else f"{target}{PARTIAL}"
         disks.append(disk.model_copy(update=update))
     return Done(run.work.model_copy(update={"disks": disks}))
 
@@ -74,7 +44,7 @@ def _choose(disk: DiskWork, target: str, last: Synced | None, request: MigrateRe
                 f"disk {disk.key}: {target} has no complete copy to sync", "Run the migration once without --sync."
             )
         if path:
-            check_new_image(path, force=False, resumed=False)
+            check_new_image(path, force=False, resumed=disk.image == f"{path}{PARTIAL}")
         return disk.model_copy(update={"mode": "full", "reason": "first copy onto this target"})
     if path and not path.exists():
         raise InputError(f"{path}: no such file, and it was synced before", "Migrate the disk anew, onto a new target.")
@@ -96,11 +66,11 @@ def prepare(context: Context, run: Run) -> Answer:
     disks = []
     for disk in run.work.disks:
         fresh = context.ledger.survey(disk.copy_id) is None
-        new = disk.image.endswith(".partial")
+        new = disk.image.endswith(PARTIAL)
         if new:
             if fresh:
-                context.exports.remove(disk.export)
-            make_image(Path(disk.image), disk.size, keep=not fresh)
+                context.exports(run.beat).remove(disk.export)
+            disk = disk.model_copy(update={"inode": make_image(disk, keep=not fresh)})
         served = serve(context, disk, run.beat) if disk.export else disk
         disks.append(served.model_copy(update={"blank": fresh and new}))
     return Done(run.work.model_copy(update={"disks": disks}))
@@ -123,8 +93,8 @@ def deliver(context: Context, run: Run) -> Answer:
     request = _request(run.view)
     for disk in run.work.disks:
         if disk.export:
-            context.exports.remove(disk.export)
-            if disk.image.endswith(".partial"):
+            context.exports(run.beat).remove(disk.export)
+            if disk.image.endswith(PARTIAL):
                 give_name(Path(disk.image))
         target = request.targets[disk.key]
         done = Synced(
@@ -135,12 +105,8 @@ def deliver(context: Context, run: Run) -> Answer:
             change_id=disk.change_id,
             time=datetime.now(UTC),
             job=run.view.id,
-            cutover=request.cutover,
         )
-        path = _file(context.settings, request.vm.uuid, disk.key, target)
-        with storing(path):
-            make_folder(path.parent)
-            write_atomically(path, done.model_dump_json().encode())
+        synced.write(context.settings, done)
     return Done(run.work)
 
 

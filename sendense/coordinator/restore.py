@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from sendense.coordinator import copying
+from sendense.coordinator import copying, synced
 from sendense.coordinator.context import Answer, Context, Done, Run
-from sendense.coordinator.serving import export_name, serve
+from sendense.coordinator.serving import PARTIAL, export_name, serve
 from sendense.errors import InputError, JobFailed
 from sendense.files import rename, storing, sync
 from sendense.models import JobSpec
 from sendense.nbd import images
 from sendense.nbd.uri import is_uri
+from sendense.repository.catalogue import Repository
 from sendense.requests import DiskWork, JobView, RestoreRequest
 from sendense.settings import HUB_SITE
 
@@ -22,6 +23,8 @@ def choose(context: Context, run: Run) -> Answer:
     disks = []
     for key, target in request.targets.items():
         stored, uri = point.disk(key), is_uri(target)
+        must_be_outside(context.repository, target)
+        synced.forget(context.settings, target)
         if not uri:
             check_new_image(Path(target), force=request.force, resumed=key in before)
         disks.append(
@@ -30,13 +33,21 @@ def choose(context: Context, run: Run) -> Answer:
                 label=stored.label,
                 size=stored.size,
                 copy_id=f"{job}-{key}",
-                image="" if uri else f"{target}.partial",
+                image="" if uri else f"{target}{PARTIAL}",
                 export="" if uri else export_name(job, key),
+                inode=before[key].inode if key in before else 0,
+                failures=before[key].failures if key in before else 0,
                 source_export=export_name(job, key),
                 target=target if uri else "",
             )
         )
     return Done(run.work.model_copy(update={"disks": disks, "point": point.id}))
+
+
+def must_be_outside(repository: Repository | None, target: str) -> None:
+    """InputError for an image within the repository: nothing but backups is written there."""
+    if repository and not is_uri(target) and Path(target).resolve().is_relative_to(repository.layout.root.resolve()):
+        raise InputError(f"{target}: lies in the repository", "Name another folder.")
 
 
 def check_new_image(path: Path, *, force: bool, resumed: bool) -> None:
@@ -47,9 +58,9 @@ def check_new_image(path: Path, *, force: bool, resumed: bool) -> None:
         raise InputError(f"{path.parent}: no such folder", "Make it first.")
     if path.exists() and not force:
         raise InputError(f"{path}: exists", "Name another target, or give --force to replace it.")
-    if path.with_name(f"{path.name}.partial").exists() and not (force or resumed):
+    if path.with_name(f"{path.name}{PARTIAL}").exists() and not (force or resumed):
         raise InputError(
-            f"{path}.partial: exists", "Another job is, or was, at work there: delete it, or give --force."
+            f"{path}{PARTIAL}: exists", "Another job is, or was, at work there: delete it, or give --force."
         )
 
 
@@ -60,21 +71,23 @@ def prepare(context: Context, run: Run) -> Answer:
         fresh = context.ledger.survey(disk.copy_id) is None
         if disk.image:
             if fresh:
-                context.exports.remove(disk.export)
-            make_image(Path(disk.image), disk.size, keep=not fresh)
+                context.exports(run.beat).remove(disk.export)
+            disk = disk.model_copy(update={"inode": make_image(disk, keep=not fresh)})
         served = _serve(context, run, disk)
         disks.append(served.model_copy(update={"blank": fresh and bool(disk.image)}))
     return Done(run.work.model_copy(update={"disks": disks}))
 
 
-def make_image(partial: Path, size: int, *, keep: bool) -> None:
-    """A new image under its unfinished name; `keep` the one that is there, with what is stored in it."""
+def make_image(disk: DiskWork, *, keep: bool) -> int:
+    """A new image under its unfinished name, or `keep` the one that this job made; returns its inode."""
+    partial = Path(disk.image)
     if keep:
-        if not partial.exists():
+        if not partial.exists() or partial.stat().st_ino != disk.inode:
             raise JobFailed(f"{partial}: is gone, and with it what was copied", "Start the job anew, not with resume.")
-        return
+        return disk.inode
     partial.unlink(missing_ok=True)
-    images.create(partial, images.TARGET_FORMATS[partial.with_suffix("").suffix.lower()], size)
+    images.create(partial, images.TARGET_FORMATS[partial.with_suffix("").suffix.lower()], disk.size)
+    return partial.stat().st_ino
 
 
 def copy(context: Context, run: Run) -> Answer:
@@ -95,7 +108,7 @@ def deliver(context: Context, run: Run) -> Answer:
     """Close the new images, and give them their names."""
     for disk in run.work.disks:
         if disk.export:
-            context.exports.remove(disk.export)
+            context.exports(run.beat).remove(disk.export)
             give_name(Path(disk.image))
     return Done(run.work)
 
@@ -111,7 +124,7 @@ def give_name(partial: Path) -> None:
 def _serve(context: Context, run: Run, disk: DiskWork) -> DiskWork:
     point = context.repository.find(run.work.point)
     stored = context.repository.levels(point, disk.key)[0].image
-    source = context.exports.add(disk.source_export, stored, writable=False)
+    source = context.exports(run.beat).add(disk.source_export, stored, writable=False)
     served = serve(context, disk, run.beat) if disk.export else disk
     return served.model_copy(update={"source": source})
 

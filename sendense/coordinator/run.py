@@ -14,7 +14,7 @@ from sendense.errors import Cancelled, ClaimLost, Different, InputError, Interna
 from sendense.jobs import broker, presence
 from sendense.jobs.batch import failure_of
 from sendense.jobs.queues import HUB_QUEUE, Place, control_queue
-from sendense.requests import BackupRequest, DeleteRequest, JobView, MigrateRequest
+from sendense.requests import BackupRequest, JobView, MigrateRequest
 from sendense.retry import MAX_ATTEMPTS, delay_before_next
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,8 @@ def advance(context: Context, job: str, place: Place, owner: str) -> None:
     if not lease:
         return
     try:
-        if lapsed and not _step_lost(context, view, lease, lapsed):
+        view = context.jobs.get(job)
+        if lapsed and view and not _step_lost(context, view, lease, lapsed):
             return
         while view := context.jobs.get(job):
             if _step(view).place != place:
@@ -57,7 +58,7 @@ def advance(context: Context, job: str, place: Place, owner: str) -> None:
 def _run_step(context: Context, view: JobView, lease: Lease) -> bool:
     """Run one step, and enter what came of it; False when the lease is given back."""
     step, jobs = _step(view), context.jobs
-    lease.heeds_cancel = not step.cleaning
+    lease.heeds_cancel = not (step.cleaning or step.final)
     if view.state == "queued":
         lease.write({"state": "running", "started": jobs.now()})
     try:
@@ -140,5 +141,5 @@ def _step(view: JobView) -> Step:
 def _queue(view: JobView, place: Place) -> str:
     if place == "hub":
         return HUB_QUEUE
-    assert isinstance(view.request, BackupRequest | MigrateRequest | DeleteRequest)
+    assert isinstance(view.request, BackupRequest | MigrateRequest)
     return control_queue(view.request.vm.site)

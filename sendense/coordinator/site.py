@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from sendense.coordinator.context import Answer, Context, Done, Run
-from sendense.errors import ChangesUnknown, InputError
+from sendense.coordinator.context import Answer, Context, Done, Run, Waiting
+from sendense.errors import ChangesUnknown, InputError, JobFailed
 from sendense.extents import Extent, coarsen, total
 from sendense.jobs.patch import patch
 from sendense.jobs.plan import ALIGN
@@ -74,6 +74,8 @@ def make_snapshot(context: Context, run: Run) -> Answer:
     request = _vm_request(run)
     with session_at(context, request.vm, run.beat) as session:
         info = inventory.vm_info(session, request.vm.moref)
+        if isinstance(request, MigrateRequest) and request.cutover and info.power != "off":
+            raise JobFailed(f"{info.ref.name} was turned on again", "Find out by whom, then start the cutover again.")
         quiesce = request.quiesce and info.power == "on" and info.tools
         if request.quiesce and info.power == "on" and not info.tools:
             context.jobs.event(run.view.id, "VMware Tools do not run: the snapshot is not quiesced")
@@ -165,10 +167,12 @@ def remove_snapshot(context: Context, run: Run) -> Answer:
 def shut_down(context: Context, run: Run) -> Answer:
     """Turn the VM off for its last sync."""
     request = _vm_request(run)
+    if not run.work.off:  # remembered before: from here on it may be off, whatever happens
+        return Waiting(run.work.model_copy(update={"off": True}), "the VM is about to be shut down")
     with session_at(context, request.vm, run.beat) as session:
         power.shutdown(session, request.vm.moref, session.site.shutdown_seconds, run.beat)
     context.jobs.event(run.view.id, "the VM is off")
-    return Done(run.work.model_copy(update={"off": True}))
+    return Done(run.work)
 
 
 def _keep(before: DiskWork | None, now: DiskWork, job: str) -> DiskWork:

@@ -23,11 +23,16 @@ def submit(context: Context, job: str, request: JobRequest, name: str) -> None:
             context.ledger.delete(copy)
 
 
-def resume(context: Context, view: JobView) -> None:
-    """Have an ended job go on: what is stored of it is not copied again."""
-    disks = []
+def resume(context: Context, job: str) -> None:
+    """Have an ended job go on: what is stored of it, and was not found to be wrong, is not copied again."""
+    view, disks = context.jobs.find(job), []
+    if view.state not in ("failed", "cancelled", "different"):
+        raise InputError(f"job {view.id}: {view.state}", "Only a job that failed or was cancelled can be resumed.")
     for disk in view.work.disks:
         if disk.copy_id:
+            wrong = {found.offset for found in disk.differences}
+            records = context.ledger.records(disk.copy_id) if wrong else []
+            context.ledger.reopen(disk.copy_id, (each for each in records if each.extents[0].offset in wrong))
             context.ledger.delete(f"{disk.copy_id}-verify")
             if view.request.kind == "verify":
                 context.ledger.delete(disk.copy_id)

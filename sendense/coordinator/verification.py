@@ -52,7 +52,7 @@ def prepare(context: Context, run: Run) -> Answer:
                 context, context.repository.find(run.work.point), disk.model_copy(update={"differences": differences})
             )
             return copying.judge(Work(disks=[disk.model_copy(update={"differences": differences})]))
-        served = _serve(context, disk)
+        served = _serve(context, run, disk)
         _plan(context, served, _spec(run.view, served))
         disks.append(served)
     return Done(run.work.model_copy(update={"disks": disks}))
@@ -70,7 +70,7 @@ def _plan(context: Context, disk: DiskWork, spec: JobSpec) -> None:
 def read(context: Context, run: Run) -> Answer:
     """Have everything read, with the images served all the while."""
     for disk in run.work.disks:
-        _serve(context, disk)
+        _serve(context, run, disk)
     return copying.copy(lambda disk: _spec(run.view, disk), context, run)
 
 
@@ -108,8 +108,8 @@ def _compare(context: Context, disk: DiskWork) -> DiskWork:
     return disk.model_copy(update={"verified": not differences, "differences": differences})
 
 
-def _serve(context: Context, disk: DiskWork) -> DiskWork:
-    source = context.exports.add(disk.source_export, Path(disk.image), writable=False)
+def _serve(context: Context, run: Run, disk: DiskWork) -> DiskWork:
+    source = context.exports(run.beat).add(disk.source_export, Path(disk.image), writable=False)
     return disk.model_copy(update={"source": source})
 
 

@@ -13,6 +13,9 @@ from sendense.requests import JobView
 LOOK_SECONDS = 0.1
 """Between two looks at the job."""
 
+NUDGE_SECONDS = 5.0
+"""Between two reminders by a command that does not run the hub itself."""
+
 CANCEL_SECONDS = 60.0
 """For a cancelled job to clean up after itself, while the user waits for the prompt."""
 
@@ -29,9 +32,13 @@ class Watcher(Protocol):
 
 def follow(seat: Seat, job: str, watcher: Watcher, told: str = "-") -> JobView:
     """Wait for the job's end, telling its history after the event `told`, and its progress; returns how it ended."""
-    ledger = seat.context.ledger
+    ledger, nudged = seat.context.ledger, time.monotonic()
     while True:
         seat.go_on()
+        if not seat.hosts and time.monotonic() - nudged > NUDGE_SECONDS:  # whoever hosts may be stopped
+            nudged = time.monotonic()
+            if not seat.call(lambda: seat.jobs.is_leased(job)):
+                seat.call(lambda: submission.send(seat.context, job))
         for event in seat.call(lambda after=told: seat.jobs.events(job, after)):  # type: ignore[misc]
             told = event.id
             watcher.note(event.text)

@@ -34,6 +34,9 @@ PLAN_CHUNK = 256
 AREAS_CHUNK = 4096
 """Extents of a disk's areas in one value: 64 KiB."""
 
+OPEN_SECONDS = 60
+"""That nobody holds a job's connections needs no record."""
+
 LedgerUnavailable = (ConnectionError, TimeoutError, BusyLoadingError)
 """What a call raises when Redis stays away for longer than its retries last."""
 
@@ -146,7 +149,10 @@ class Ledger:
 
     def hold(self, job: str, owner: str, seconds: float) -> None:
         """Say that a process has connections open for the job, for so long unless said again."""
-        self._redis.zadd(_key(job, "open"), {owner: self._now() + seconds})
+        with self._redis.pipeline() as pipe:
+            pipe.zadd(_key(job, "open"), {owner: self._now() + seconds})
+            pipe.expire(_key(job, "open"), OPEN_SECONDS)  # also when the job was forgotten meanwhile
+            pipe.execute()
 
     def let_go(self, job: str, owner: str) -> None:
         """Say that it has none any more."""
@@ -212,7 +218,7 @@ class Ledger:
                 self._run("reopen", job, number, json.loads(text)["data"])
             self._redis.hset(_key(job, "plan"), str(number), batch.packed)
             self._redis.zadd(_key(job, "todo"), {str(number): number})
-        following = int(self._get(job, "batches") or 0)
+        following = self._redis.hlen(_key(job, "plan"))  # not what `batches` says: it may be of before a crash in here
         for number, batch in enumerate(new, following):
             self._redis.hset(_key(job, "plan"), str(number), batch.packed)
             self._redis.zadd(_key(job, "todo"), {str(number): number})

@@ -52,8 +52,8 @@ def processes(client: "redis.Redis", queue: str) -> int:
 
 
 def condemn(client: "redis.Redis", owner: str) -> None:
-    """Have a process killed that let its claim or lease lapse: it is stopped, or stuck. `owner` is WORKER/PID/TASK."""
-    worker, pid, _ = owner.split("/", 2)
+    """Have a process killed that let its claim or lease lapse: it is stopped, or stuck. `owner` is WORKER/PID, or more."""
+    worker, pid = owner.split("/")[:2]
     with client.pipeline() as pipe:
         pipe.rpush(_condemned(worker), pid)
         pipe.expire(_condemned(worker), CONDEMNED_SECONDS)

@@ -2,7 +2,7 @@
 
 import time
 
-from sendense.errors import InputError, SendenseError, SourceChanged, TargetReadOnly, TargetTooSmall
+from sendense.errors import ClaimLost, InputError, SendenseError, SourceChanged, TargetReadOnly, TargetTooSmall
 from sendense.jobs.batch import Handles, failure_of
 from sendense.jobs.ledger import Ledger
 from sendense.jobs.plan import plan
@@ -26,8 +26,12 @@ def run_survey(ledger: Ledger, handles: Handles, settings: Settings, job: str, m
         return
     try:
         _survey(ledger, handles, settings, spec, me)
+    except ClaimLost:
+        handles.drop(spec)
     except SendenseError as exc:
         handles.drop(spec)
+        if not _is_ours(ledger, spec):
+            return
         failure = failure_of(exc)
         ledger.fail(job, failure.model_copy(update={"usage": isinstance(exc, InputError)}))
 
@@ -39,6 +43,8 @@ def _survey(ledger: Ledger, handles: Handles, settings: Settings, spec: JobSpec,
         nonlocal said
         if time.monotonic() - said > settings.renew_seconds:
             said = time.monotonic()
+            if not _is_ours(ledger, spec):
+                raise ClaimLost(spec.id, "its survey")
             ledger.touch(spec.id, me)
 
     beat()
@@ -52,6 +58,8 @@ def _survey(ledger: Ledger, handles: Handles, settings: Settings, spec: JobSpec,
     )
     if target:
         _check_target(spec, target, survey.size)
+    if not _is_ours(ledger, spec):
+        raise ClaimLost(spec.id, "its survey")
     before = ledger.survey(spec.id)
     if not before:
         extents = ledger.areas(spec.id) or map_extents(source, 0, survey.size, settings.no_progress_timeout, beat)
@@ -60,6 +68,11 @@ def _survey(ledger: Ledger, handles: Handles, settings: Settings, spec: JobSpec,
         raise SourceChanged(spec.source_label, before.size, survey.size)
     else:
         ledger.ready(spec.id, survey)
+
+
+def _is_ours(ledger: Ledger, spec: JobSpec) -> bool:
+    """Whether the survey is still asked for: another may have been done meanwhile, or another run have begun."""
+    return ledger.state(spec.id) == "preparing" and ledger.spec(spec.id) == spec
 
 
 def _check_target(spec: JobSpec, target: Connection, size: int) -> None:

@@ -134,7 +134,7 @@ def is_in_use(path: Path) -> bool:
 
 
 def problems(path: Path, beat: Beat = no_beat) -> str:
-    """What `qemu-img check` finds wrong with a qcow2, in a line; '' for nothing."""
+    """What `qemu-img check` finds wrong with a qcow2, in a line; '' for nothing. JobFailed when it cannot be looked at."""
     try:
         _watch("check", "-q", "-f", "qcow2", str(path), beat=beat)
     except JobFailed as exc:
