@@ -6,7 +6,7 @@ from pathlib import Path
 from sendense.coordinator import copying
 from sendense.coordinator.context import Answer, Context, Done, Failed, Run
 from sendense.coordinator.serving import export_name
-from sendense.errors import Different, JobFailed
+from sendense.errors import Different
 from sendense.jobs.plan import batch_of
 from sendense.models import Difference, JobSpec, Survey
 from sendense.repository import batches, checking, merge
@@ -45,7 +45,10 @@ def prepare(context: Context, run: Run) -> Answer:
         run.beat()
         image, file = Path(disk.image), _batches(disk)
         if damage := checking.check(image, run.beat):
-            raise JobFailed(f"disk {disk.key} of {disk.label}: {image}: {damage}", _DAMAGED)
+            words = f"disk {disk.key} of {disk.label}: {damage}"
+            repository = context.repository
+            repository.mark_damaged(repository.find(run.work.point).vm.uuid, disk.label, disk.key, words)
+            raise Different(words)
         if found := checking.strangers(image, batches.read(file), run.beat):
             differences = [Difference(offset=each.offset, length=each.length) for each in found]
             _mark(
@@ -126,9 +129,6 @@ def _spec(view: JobView, disk: DiskWork) -> JobSpec:
         source=disk.source,
         part_of=view.id,
     )
-
-
-_DAMAGED = "Restore from another point, and make a full backup: this image is damaged."
 
 
 def _request(view: JobView) -> VerifyRequest:

@@ -52,7 +52,7 @@ def processes(client: "redis.Redis", queue: str) -> int:
 
 
 def condemn(client: "redis.Redis", owner: str) -> None:
-    """Have a process killed that let its claim or lease lapse: it is stopped, or stuck. `owner` is WORKER/PID, or more."""
+    """Have a process killed that let its claim or lease lapse: it is stopped, or stuck. `owner`: WORKER/PID/…"""
     worker, pid = owner.split("/")[:2]
     with client.pipeline() as pipe:
         pipe.rpush(_condemned(worker), pid)

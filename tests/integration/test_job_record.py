@@ -4,14 +4,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from sendense.coordinator import copying, submission
+from sendense.coordinator.context import Context
 from sendense.coordinator.record import Jobs, Lease
-from sendense.errors import Cancelled, ClaimLost, InputError
+from sendense.errors import Cancelled, ClaimLost, InputError, JobFailed
 from sendense.extents import Extent
+from sendense.jobs import broker
 from sendense.jobs.ledger import Ledger
 from sendense.jobs.patch import patch
 from sendense.jobs.plan import batch_of
 from sendense.models import JobSpec, Survey, VmRef
 from sendense.requests import BackupRequest, DiskWork, VerifyRequest, Work
+from sendense.settings import Settings
 from sendense.units import KiB
 from tests.hub import Hub, open_hub, places
 
@@ -208,6 +212,72 @@ def test_patched_plan(jobs: Jobs, hub: Hub) -> None:
     plan = dict(ledger.plan(spec.id))
     assert plan[0] == [Extent(0, CLUSTER, True), Extent(CLUSTER, CLUSTER), Extent(2 * CLUSTER, 2 * CLUSTER, True)]
     assert plan[3] == [Extent(12 * CLUSTER, CLUSTER)]
+
+
+def test_patch_that_was_interrupted(jobs: Jobs, hub: Hub) -> None:
+    """A patch that died between two of its new batches is made whole by the next one."""
+    ledger, size = Ledger(hub.client), 64 * CLUSTER
+    spec = JobSpec(id="aa-2000", kind="copy", name="disk", source="nbd://s/", target="nbd://t/")
+    ledger.prepare(spec)
+    survey = Survey(size=size, multi_conn=True, allocation=True, flush=True)
+    ledger.write_plan(spec.id, survey, [batch_of([Extent(0, CLUSTER)])])
+    changed = [Extent(at * CLUSTER, CLUSTER) for at in range(10, 60, 10)]
+    for number, extent in enumerate(changed[:2], 1):  # as far as it came: its counters were not written yet
+        hub.client.hset(f"sendense:{spec.id}:plan", str(number), batch_of([extent]).packed)
+        hub.client.zadd(f"sendense:{spec.id}:todo", {str(number): number})
+    patch(ledger, spec.id, changed, size)
+    planned = sorted(extent for _, extents in ledger.plan(spec.id) for extent in extents)
+    assert planned == [Extent(0, CLUSTER), *changed]
+    progress = ledger.progress(spec.id)
+    assert progress
+    assert progress.batches == len(places(hub.client, spec.id)) == len(dict(ledger.plan(spec.id)))
+
+
+def test_resuming_a_job_that_runs(jobs: Jobs, hub: Hub) -> None:
+    """It is refused, and what the job has stored and is doing stays as it is."""
+    ledger, settings = Ledger(hub.client), Settings()
+    context = Context(settings, ledger, jobs, broker.make_app(hub.url))
+    submit(jobs, "aa", "vm:1")
+    spec = JobSpec(id="aa-2000", kind="copy", name="disk", source="nbd://s/", target="nbd://t/", part_of="aa")
+    ledger.prepare(spec)
+    survey = Survey(size=CLUSTER, multi_conn=True, allocation=True, flush=True)
+    ledger.write_plan(spec.id, survey, [batch_of([Extent(0, CLUSTER)])])
+    ledger.begin(spec)
+    work = Work(disks=[DiskWork(key=2000, copy_id=spec.id)])
+    lease(jobs, "aa").write({"work": work.model_dump_json(), "step": "copy", "state": "running"}, release=True)
+    with pytest.raises(InputError, match="running"):
+        submission.resume(context, "aa")
+    assert ledger.state(spec.id) == "copying"
+    submission.submit(context, "aa", BACKUP, "backup of web01")  # its answer was lost: handed in again
+    assert (jobs.find("aa").step, jobs.find("aa").work) == ("copy", work)
+
+
+def test_verification_that_runs_twice(jobs: Jobs, hub: Hub) -> None:
+    """A batch that was found to be wrong is wrong at the second look, too; and such a job commits nothing."""
+    ledger = Ledger(hub.client)
+    extents = [Extent(at * CLUSTER, CLUSTER) for at in range(3)]
+    survey = Survey(size=3 * CLUSTER, multi_conn=True, allocation=True, flush=True)
+    for name, wrong in (("aa-2000", -1), ("aa-2000-verify", 1)):
+        spec = JobSpec(id=name, kind="copy", name="disk", source="nbd://s/", target="nbd://t/")
+        ledger.prepare(spec)
+        ledger.write_plan(name, survey, (batch_of([extent]) for extent in extents))
+        epoch = ledger.begin(spec)
+        ledger.take(name, epoch, 3)
+        for batch in range(3):
+            claim = ledger.claim(name, batch, epoch, "w/1/a", LONG)
+            assert claim
+            digest = bytes([batch == wrong] * 32)
+            assert ledger.record(claim, digest, CLUSTER, CLUSTER, 0, None)
+    disk = DiskWork(key=2000, copy_id="aa-2000")
+    for _ in range(2):
+        found = copying._compare(ledger, disk)
+        assert not found.verified
+        assert [each.offset for each in found.differences] == [CLUSTER]
+    context = Context(Settings(), ledger, jobs, broker.make_app(hub.url))
+    assert len(copying.records_of(context, disk)) == 3
+    ledger.reopen("aa-2000", [record for record in ledger.records("aa-2000") if record.batch == 1])
+    with pytest.raises(JobFailed, match="2 of 3 batches"):
+        copying.records_of(context, disk)
 
 
 def test_work_survives(jobs: Jobs) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from sendense.errors import JobFailed
+from sendense.files import write_atomically
 from sendense.nbd import images
 from sendense.nbd.images import commit_into_backing, is_in_use, own_extents, problems, read_header, repair_leaks
 from sendense.repository.batches import read
 from sendense.repository.checking import check, strangers
-from sendense.files import write_atomically
 from sendense.repository.points import PointDisk
 from tests.drawing import drawing_of, extents_of
 from tests.repository import BIRTH, CLUSTER, ROOT, UUID, VM, Story, content, in_namespace, qemu_img, run
