@@ -5,7 +5,7 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -91,7 +91,7 @@ def rename(old: Path, new: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, seconds: float, busy: str) -> Iterator[None]:
+def locked(path: Path, seconds: float, busy: str, beat: Callable[[], None]) -> Iterator[None]:
     """
     Hold a lock among the processes of this machine; it ends with its holder.
 
@@ -105,6 +105,7 @@ def locked(path: Path, seconds: float, busy: str) -> Iterator[None]:
         while not _lock(descriptor):
             if time.monotonic() > deadline:
                 raise JobFailed(busy, "Wait until that is done, then try again.")
+            beat()
             time.sleep(LOCK_POLL_SECONDS)
         yield
     finally:

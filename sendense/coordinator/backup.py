@@ -93,11 +93,11 @@ def prepare(context: Context, run: Run) -> Answer:
         fresh = context.ledger.survey(disk.copy_id) is None
         if fresh:
             context.exports(run.beat).remove(disk.export)
-            draft.drop_image(disk.key)
+            draft.drop_image(disk.key, run.beat)
         parent = next((each for each in points if each.id == disk.parent), None)
         if disk.parent and not parent:
             raise JobFailed(f"disk {disk.key}: its parent {disk.parent} is gone", "Start the backup again.")
-        image = draft.make_image(disk.key, disk.size, parent)
+        image = draft.make_image(disk.key, disk.size, parent, run.beat)
         update = {"blank": fresh and not disk.parent, "image": str(image)}
         disks.append(serve(context, disk.model_copy(update=update), run.beat))
     return Done(run.work.model_copy(update={"disks": disks}))

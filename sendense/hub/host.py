@@ -18,8 +18,8 @@ from sendense.supervise.storage import Storage
 from sendense.supervise.worker import Worker
 from sendense.units import MiB
 
-COORDINATORS = 2
-"""Processes of the hub's worker, and of the control worker: they mostly wait."""
+COORDINATORS = 4
+"""Processes of the hub's worker, and of the control worker: they mostly wait, some of them for hours."""
 
 END_SECONDS = 3.0
 """For Redis to write what it has."""

@@ -8,13 +8,14 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from sendense.errors import InputError, JobFailed
 from sendense.extents import Extent
+from sendense.lifeline import tied
 from sendense.nbd.connect import POLL_MS, Beat, no_beat
 
 QEMU_IMG_SECONDS = 60.0
@@ -32,12 +33,8 @@ _HEADER = struct.Struct(">4sIQIIQ")
 _LOCKS = (100, 264)
 """The bytes of an image that qemu locks: 100 and more for what it does, 200 and more for what others may not."""
 
-# The kernel kills it when its parent dies: setpriv(1) asks for that before the exec. The shell then looks whether the
-# parent died before (measured: a parent that was killed within milliseconds of the start left its server behind).
 _CHECK_FINDINGS = (2, 3)
 """Exit statuses of `qemu-img check` for corruption and for leaks (qemu-img(1))."""
-
-_LIFELINE = ("setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", '[ "$PPID" = "$1" ] || exit 1; shift; exec "$@"', "sh")
 
 FORMATS = {".raw": "raw", ".qcow2": "qcow2", ".vmdk": "vmdk", ".vhdx": "vhdx"}
 """The format that a name stands for. A raw disk's guest can write any header, so the name decides, not the content."""
@@ -166,11 +163,6 @@ def commit_into_backing(path: Path, beat: Beat = no_beat) -> None:
 def repair_leaks(path: Path, beat: Beat = no_beat) -> None:
     """Give back clusters that a killed server left unreferenced; JobFailed when the image is damaged beyond that."""
     _watch("check", "-q", "-r", "leaks", "-f", "qcow2", str(path), beat=beat)
-
-
-def tied(command: Sequence[str]) -> list[str]:
-    """The command, for a child of this process that never outlives it."""
-    return [*_LIFELINE, str(os.getpid()), *command]
 
 
 def _watch(*arguments: str, beat: Beat, output: IO[str] | None = None, findings: Container[int] = ()) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sendense.errors import InputError
 from sendense.files import locked
+from sendense.nbd.connect import Beat, no_beat
 
 MANIFEST = "point.json"
 LEAVING = "point.deleted"
@@ -115,9 +116,10 @@ class Layout:
         """Ids of the VM's folders: points, and unfinished work."""
         return sorted(path.name for path in _entries(self.points(uuid)) if is_point_id(path.name))
 
-    def lock(self, uuid: str, seconds: float = LOCK_SECONDS) -> AbstractContextManager[None]:
+    def lock(self, uuid: str, beat: Beat = no_beat, seconds: float = LOCK_SECONDS) -> AbstractContextManager[None]:
         """Whoever makes a point's image, commits or deletes a point holds this; not to be taken twice."""
-        return locked(self.vm(uuid) / ".lock", seconds, f"VM {uuid}: another process works on its restore points")
+        busy = f"VM {uuid}: another process works on its restore points"
+        return locked(self.vm(uuid) / ".lock", seconds, busy, beat)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -59,7 +59,7 @@ def delete(
     use, does not hold what was copied, or cannot be written. Until `on_step` is called with "leave" nothing is changed.
     """
     layout, vm = repository.layout, point.vm.uuid
-    with layout.lock(vm), storing(layout.points(vm)):
+    with layout.lock(vm, beat), storing(layout.points(vm)):
         _recover(repository, vm, beat)
         folder = layout.point(vm, point.id)
         if not (folder / MANIFEST).exists():
@@ -104,7 +104,7 @@ def recover(repository: Repository, vm: str, beat: Beat = no_beat) -> list[str]:
     """
     if not repository.layout.points(vm).is_dir() or not _left_over(repository.layout, vm):
         return []
-    with repository.layout.lock(vm), storing(repository.layout.points(vm)):
+    with repository.layout.lock(vm, beat), storing(repository.layout.points(vm)):
         return _recover(repository, vm, beat)
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from sendense.errors import JobFailed
 from sendense.extents import Extent
+from sendense.lifeline import tied
 from sendense.nbd.blocks import map_extents
 from sendense.nbd.connect import Beat, Connection, connect
-from sendense.nbd.images import Image, tied
+from sendense.nbd.images import Image
 from sendense.nbd.serve import serve_source
 from sendense.nbd.transfer import Limits, Transfer
 from sendense.nbd.uri import parse, unix_uri

@@ -58,7 +58,7 @@ class Draft:
         manifest = self.folder / MANIFEST
         return read_manifest(manifest, self.vm, self.id) if manifest.exists() else None
 
-    def make_image(self, key: int, size: int, parent: Point | None) -> Path:
+    def make_image(self, key: int, size: int, parent: Point | None, beat: Beat = no_beat) -> Path:
         """
         A new image of `size` bytes, or the one that is there already, with whatever an earlier run stored in it.
 
@@ -67,7 +67,7 @@ class Draft:
         """
         path, size = self.image(key), images.virtual_size(size)
         backing = backing_path(parent.id, key) if parent else ""
-        with self.layout.lock(self.vm), storing(path):
+        with self.layout.lock(self.vm, beat, COMMIT_LOCK_SECONDS), storing(path):
             self._must_be_unfinished()
             if parent:
                 self._must_be_there(parent, key, size)
@@ -84,9 +84,9 @@ class Draft:
             rename(part, path)
         return path
 
-    def drop_image(self, key: int) -> None:
+    def drop_image(self, key: int, beat: Beat = no_beat) -> None:
         """Delete a disk's image and batches, and all that was copied: it is made anew, say as a full."""
-        with self.layout.lock(self.vm), storing(self.folder):
+        with self.layout.lock(self.vm, beat, COMMIT_LOCK_SECONDS), storing(self.folder):
             self._must_be_unfinished()
             self.image(key).unlink(missing_ok=True)
             self.layout.batches(self.vm, self.id, key).unlink(missing_ok=True)
@@ -104,7 +104,7 @@ class Draft:
         """
         if (point.id, point.vm.uuid) != (self.id, self.vm):
             raise JobFailed(f"{self.folder}: cannot be committed as {point.id} of {point.vm.uuid}")
-        with self.layout.lock(self.vm, COMMIT_LOCK_SECONDS), storing(self.folder):
+        with self.layout.lock(self.vm, beat, COMMIT_LOCK_SECONDS), storing(self.folder):
             if (self.folder / MANIFEST).exists():
                 return
             self._sweep(point)

@@ -9,10 +9,7 @@ from pathlib import Path
 import psutil
 
 from sendense.errors import JobFailed
-
-# Ends with the parent even when that is killed: the kernel sends SIGKILL. setpriv(1) sets it up before the exec, and
-# the shell then looks whether the parent died in between, so there is no moment without cover.
-_LIFELINE = ("setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", '[ "$PPID" = "$1" ] || exit 1; shift; exec "$@"', "sh")
+from sendense.lifeline import tied
 
 START_SECONDS = 30.0
 """A child that is not of use after this long never will be: all of them need well under two."""
@@ -39,7 +36,7 @@ class Child:
         """Start it, or start it again."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*_LIFELINE, str(os.getpid()), *self.argv],
+                tied(self.argv),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
