@@ -159,7 +159,7 @@ class _Copying:
         if state == "failed" and self._may_survey_again():
             ledger.prepare(spec)
             state, reason = "preparing", ledger.failures(spec.id)[-1].message
-            self._update(heard=0.0, beats=ledger.beats(spec.id))
+            self._update(heard=0.0, beats=ledger.beats(spec.id), surveys=self._disk.surveys + 1)
         if state == "preparing":
             self._survey()
         if state == "ready":
@@ -178,7 +178,7 @@ class _Copying:
     def _may_survey_again(self) -> bool:
         """A server that could not be opened may be there a moment later."""
         last = self._ledger.failures(self._spec.id)[-1:]
-        return bool(last) and last[0].batch is None and last[0].retryable and self._disk.surveys < MOST_SURVEYS
+        return bool(last) and last[0].batch is None and last[0].retryable and self._disk.surveys + 1 < MOST_SURVEYS
 
     def _survey(self) -> None:
         beats, now = self._ledger.beats(self._spec.id), time.time()
