@@ -374,6 +374,7 @@ class Handshake:
     def _closed(self) -> EndpointError:
         """The handle ended without an error of its own: libnbd's way to say that TLS was declined."""
         if self.endpoint.tls and self.stage in ("greeting", "negotiation", "tls"):
+            self._enter("tls")  # whatever stage was seen last: greeting and refusal may come within one call
             return TlsFailed(self.endpoint.uri, "the server does not offer TLS", self._state())
         return ConnectionLost(self.endpoint.uri, f"closed in stage '{self.stage}'", self._state())
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -174,12 +175,21 @@ def test_faults(fault: str, error: type[Exception], lab: LabSite, session: Sessi
         inventory.list_vms(session)
 
 
+def stop(pid: int) -> None:
+    """Stop a process (SIGSTOP), and wait until all its threads have: one may be about to answer."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 10
+    while any(" (stopped)" not in task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/status")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_stopped_vcenter(lab: LabSite, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """A vCenter that stops is an error within the deadline, on an open connection and on a new one; then it goes on."""
     assert lab.process
     monkeypatch.setattr(connection, "CALL_SECONDS", 0.5)
     monkeypatch.setattr(connection, "CONNECT_SECONDS", 0.3)
-    os.kill(lab.process.pid, signal.SIGSTOP)
+    stop(lab.process.pid)
     try:
         with pytest.raises(SiteUnreachable, match=r"no answer in 0\.5 s"):
             inventory.vm_info(session, "vm-1")
@@ -196,7 +206,7 @@ def test_closing_does_not_wait(lab: LabSite, site: Site, monkeypatch: pytest.Mon
     assert lab.process
     monkeypatch.setattr("sendense.vsphere.session.LOGOUT_SECONDS", 0.3)
     session = open_session("lab", site)
-    os.kill(lab.process.pid, signal.SIGSTOP)
+    stop(lab.process.pid)
     try:
         session.close()
         session.close()
