@@ -81,6 +81,11 @@ class DiskSource(_Frozen):
         return f"{self.file} of {self.vm} at {self.snapshot}"
 
 
+def verification_id(job: str) -> str:
+    """The name in the ledger of what reads back what `job` wrote."""
+    return f"{job}-verify"
+
+
 class JobSpec(_Frozen):
     """What a job was asked to do. Stored as it was submitted; `target` follows once its server is up."""
 
@@ -103,6 +108,11 @@ class JobSpec(_Frozen):
     """The user's job that this is one disk of; it is told when the copying ends."""
     solo: bool = False
     """An endpoint may take one client only: everything goes through one process."""
+
+    def verification(self) -> "JobSpec":
+        """The job that reads back what this one wrote."""
+        update = {"id": verification_id(self.id), "kind": "verify", "source": self.target, "disk": None, "target": ""}
+        return self.model_copy(update={**update, "of": self.id})
 
     @property
     def source_label(self) -> str:

@@ -131,6 +131,13 @@ class Settings(BaseSettings):
     requests_in_flight: int = Field(default=16, ge=1, le=128)
     """Requests of one process under way at once: with 1 MiB each, what nbdcopy's speed takes."""
 
+    def site(self, name: str) -> Site:
+        """A site by its name; InputError when there is none."""
+        if name not in self.sites:
+            known = ", ".join(self.sites) or "none"
+            raise InputError(f"site {name}: not in the settings", f"Known are: {known}.")
+        return self.sites[name]
+
     @property
     def hub_dir(self) -> Path:
         """Where a hub has its Redis, its sockets and its logs."""

@@ -12,9 +12,7 @@ def site_named(settings: Settings, name: str) -> tuple[str, Site]:
     if not name and len(settings.sites) > 1:
         raise InputError("there are several sites", f"Name one with --site: {', '.join(settings.sites)}.")
     name = name or next(iter(settings.sites))
-    if name not in settings.sites:
-        raise InputError(f"site {name}: not in the settings", f"Known are: {', '.join(settings.sites)}.")
-    return name, settings.sites[name]
+    return name, settings.site(name)
 
 
 def find_vm(settings: Settings, text: str, site: str) -> VmInfo:

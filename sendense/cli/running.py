@@ -13,8 +13,8 @@ from sendense.errors import InputError, JobFailed, SendenseError
 from sendense.units import show_bytes, show_seconds
 
 if TYPE_CHECKING:
-    from sendense.hub.following import Watcher
     from sendense.hub.seat import Seat
+    from sendense.jobs.watch import Watcher
     from sendense.requests import JobRequest, JobView
     from sendense.settings import Settings
 

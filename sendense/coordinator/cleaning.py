@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sendense.coordinator.context import Context, open_repository
+from sendense.coordinator.copying import copies_of
 from sendense.coordinator.site import SNAPSHOT_PREFIX
-from sendense.coordinator.submission import copies_of
 from sendense.errors import SendenseError
+from sendense.nbd.images import PARTIAL
 from sendense.repository import merge
 from sendense.requests import JobView
 from sendense.vsphere import snapshot
@@ -74,5 +75,5 @@ def _jobs(context: Context) -> Iterator[Cleaned]:
 def _partials(view: JobView) -> Iterator[Path]:
     """Images that the job did not finish."""
     for disk in view.work.disks:
-        if disk.image.endswith(".partial") and Path(disk.image).exists():
+        if disk.image.endswith(PARTIAL) and Path(disk.image).exists():
             yield Path(disk.image)

@@ -13,7 +13,7 @@ from sendense.jobs.queues import Place
 from sendense.nbd.connect import Beat
 from sendense.repository.catalogue import Repository
 from sendense.requests import JobView, Work
-from sendense.settings import Settings, Site
+from sendense.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,6 @@ class Context:
     def exports(self, beat: Beat) -> Exports:
         """The hub's NBD exports; waiting for them beats."""
         return Exports(self.settings.qmp_socket, str(self.settings.nbd_socket), beat=beat)
-
-    def site(self, name: str) -> Site:
-        """A site's settings; InputError when this machine's settings do not have it."""
-        return site_of(self.settings, name)
 
 
 @dataclass(frozen=True)
@@ -96,11 +92,3 @@ def open_repository(settings: Settings) -> Repository:
     if not settings.repository:
         raise InputError("no repository is set", 'Name its folder: repository = "…" in the settings file.')
     return Repository.open(settings.repository, create=True)
-
-
-def site_of(settings: Settings, name: str) -> Site:
-    """A site's settings; InputError when there is no such site here."""
-    if name not in settings.sites:
-        known = ", ".join(settings.sites) or "none"
-        raise InputError(f"site {name}: not in the settings", f"Known are: {known}.")
-    return settings.sites[name]

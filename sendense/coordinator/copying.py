@@ -8,14 +8,12 @@ from blake3 import blake3
 from sendense.coordinator.context import Answer, Context, Done, Failed, Run, Waiting
 from sendense.errors import Different, InputError, JobFailed
 from sendense.jobs import broker, driver, presence
+from sendense.jobs.driver import SURVEY_SILENCE_SECONDS
 from sendense.jobs.ledger import Ledger, Record
 from sendense.jobs.plan import batch_of
 from sendense.jobs.queues import site_queue
-from sendense.models import Difference, DiskSource, Failure, JobSpec, VmRef
+from sendense.models import Difference, DiskSource, Failure, JobSpec, VmRef, verification_id
 from sendense.requests import DiskWork, JobView, Work
-
-SURVEY_SILENCE_SECONDS = 20.0
-"""A survey that says nothing for so long is lost with its process: its beat is every two seconds."""
 
 MOST_SURVEYS = 6
 """Times that a survey is sent before its loss, or its failure, is the job's."""
@@ -34,10 +32,10 @@ def copy(specify: Specify, context: Context, run: Run) -> Answer:
 def verify(specify: Specify, context: Context, run: Run) -> Answer:
     """Have what was copied read back, and compared with the digests that were taken on the way."""
     for disk in run.work.disks:
-        spec = _verification(specify(disk))
+        spec = specify(disk).verification()
         if context.ledger.survey(spec.id) is None:
             _plan_verification(context.ledger, disk.copy_id, spec)
-    answer = _all(context, run, lambda disk: _verification(specify(disk)))
+    answer = _all(context, run, lambda disk: specify(disk).verification())
     if not isinstance(answer, Done):
         return answer
     disks = [_compare(context.ledger, disk) for disk in answer.work.disks]
@@ -62,7 +60,7 @@ def judge(work: Work) -> Answer:
 
 def close(context: Context, run: Run) -> Answer:
     """Stop what still runs, cut its connections to the exports, and wait until the processes let the disks go."""
-    ids = [name for disk in run.work.disks if disk.copy_id for name in (disk.copy_id, f"{disk.copy_id}-verify")]
+    ids = copies_of(run.view)
     for name in ids:
         if context.ledger.state(name) in ("preparing", "ready", "copying"):
             context.ledger.stop(name)
@@ -83,6 +81,11 @@ def close(context: Context, run: Run) -> Answer:
         for name in ids:
             context.ledger.delete(name)
     return Done(run.work)
+
+
+def copies_of(view: JobView) -> list[str]:
+    """The ledger's names of all that was copied and read back for a job."""
+    return [name for disk in view.work.disks if disk.copy_id for name in (disk.copy_id, verification_id(disk.copy_id))]
 
 
 def _holders(ledger: Ledger, copy: str) -> set[str]:
@@ -242,7 +245,7 @@ class _Copying:
         return JobFailed(message + more, first.hint)
 
     def _result(self) -> DiskWork:
-        if self._spec.of:
+        if self._spec.of or self._disk.progress:  # a disk that is complete waits for the others
             return self._disk
         records = self._ledger.records(self._spec.id)
         self._update(
@@ -256,12 +259,6 @@ class _Copying:
         self._disk = self._disk.model_copy(update=fields)
 
 
-def _verification(spec: JobSpec) -> JobSpec:
-    """What reads back what `spec` wrote."""
-    update = {"id": f"{spec.id}-verify", "kind": "verify", "source": spec.target, "target": "", "of": spec.id}
-    return spec.model_copy(update={**update, "disk": None})
-
-
 def _plan_verification(ledger: Ledger, copied: str, spec: JobSpec) -> None:
     survey = ledger.survey(copied)
     assert survey
@@ -271,7 +268,7 @@ def _plan_verification(ledger: Ledger, copied: str, spec: JobSpec) -> None:
 
 def _compare(ledger: Ledger, disk: DiskWork) -> DiskWork:
     """The disk with what was found wrong."""
-    found = {record.batch: record.digest for record in ledger.records(f"{disk.copy_id}-verify")}
+    found = {record.batch: record.digest for record in ledger.records(verification_id(disk.copy_id))}
     records = ledger.records(disk.copy_id)
     wrong = [record for number, record in enumerate(records) if found.get(number) != record.digest]
     differences = [difference_of(record.extents[0].offset, record.extents[-1].end) for record in wrong]

@@ -6,10 +6,11 @@ from pathlib import Path
 from sendense.coordinator import copying, synced
 from sendense.coordinator.context import Answer, Context, Done, Run
 from sendense.coordinator.restore import check_new_image, give_name, make_image, must_be_outside
-from sendense.coordinator.serving import PARTIAL, export_name, serve
+from sendense.coordinator.serving import export_name, serve
 from sendense.coordinator.synced import Synced
 from sendense.errors import InputError
 from sendense.models import JobSpec
+from sendense.nbd.images import PARTIAL
 from sendense.nbd.uri import is_uri
 from sendense.requests import DiskWork, JobView, MigrateRequest
 

@@ -55,9 +55,7 @@ class Jobs:
 
     def resume(self, job: str, step: str, work: Work) -> None:
         """Have an ended job run again from a step; InputError when another one has its locks meanwhile."""
-        key, view = _key(job), self.find(job)
-        if view.state not in ("failed", "cancelled", "different"):
-            raise InputError(f"job {job}: {view.state}", "Only a job that failed or was cancelled can be resumed.")
+        key, view = _key(job), self.find_resumable(job)
         locks = json.loads(cast(bytes, self._redis.hget(key, "locks")))
         fields: dict[str, Value] = {"state": "queued", "step": step, "work": work.model_dump_json()}
         fields |= {"attempts": 0, "due": 0}
@@ -88,6 +86,13 @@ class Jobs:
         if not view:
             what = "several jobs begin with that" if found else "no such job"
             raise InputError(f"job {text}: {what}", f"{', '.join(found) or 'sendense jobs lists them'}")
+        return view
+
+    def find_resumable(self, text: str) -> JobView:
+        """As `find`; InputError also for a job that runs, or succeeded."""
+        view = self.find(text)
+        if view.state not in ("failed", "cancelled", "different"):
+            raise InputError(f"job {view.id}: {view.state}", "Only a job that failed or was cancelled can be resumed.")
         return view
 
     def ids(self) -> list[str]:

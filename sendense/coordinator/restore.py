@@ -4,11 +4,12 @@ from pathlib import Path
 
 from sendense.coordinator import copying, synced
 from sendense.coordinator.context import Answer, Context, Done, Run
-from sendense.coordinator.serving import PARTIAL, export_name, serve
+from sendense.coordinator.serving import export_name, serve
 from sendense.errors import InputError, JobFailed
 from sendense.files import rename, storing, sync
 from sendense.models import JobSpec
 from sendense.nbd import images
+from sendense.nbd.images import PARTIAL
 from sendense.nbd.uri import is_uri
 from sendense.repository.catalogue import Repository
 from sendense.requests import DiskWork, JobView, RestoreRequest

@@ -1,17 +1,15 @@
 """The hub's exports of a job's images."""
 
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 from sendense.coordinator.context import Context
 from sendense.errors import JobFailed
-from sendense.exports import Exports
+from sendense.exports import Export
 from sendense.nbd import images
 from sendense.nbd.connect import Beat
 from sendense.requests import DiskWork
-
-PARTIAL = ".partial"
-"""What ends the name of an image that is not whole."""
 
 
 def export_name(job: str, key: int) -> str:
@@ -22,18 +20,22 @@ def export_name(job: str, key: int) -> str:
 def serve(context: Context, disk: DiskWork, beat: Beat) -> DiskWork:
     """Have the disk's image served, and repaired before if a killed daemon left leaks in it; its target is the URI."""
     image, exports = Path(disk.image), context.exports(beat)
-    kind = images.TARGET_FORMATS[Path(disk.image.removesuffix(PARTIAL)).suffix.lower()]
-    for export in exports.list():
+    kind = images.TARGET_FORMATS[Path(disk.image.removesuffix(images.PARTIAL)).suffix.lower()]
+    there = exports.list()
+    for export in there:
         if export.image == image and export.name != disk.export:  # left by an earlier run of the job
             exports.remove(export.name)
-    if kind == "qcow2" and not _is_served(exports, disk):
+    if not _is_among(there, disk):
         try:
-            images.repair_leaks(image, beat)
+            if kind == "qcow2":
+                images.repair_leaks(image, beat)
         except JobFailed:
-            if not _is_served(exports, disk):  # by an earlier run of this step, which waited for the daemon until now
+            # An earlier run of this step, which waited for the daemon until now, may have served it meanwhile.
+            if not _is_among(exports.list(), disk):
                 raise
-    return disk.model_copy(update={"target": exports.add(disk.export, image, kind, writable=True)})
+        exports.add(disk.export, image, kind, writable=True)
+    return disk.model_copy(update={"target": exports.uri(disk.export)})
 
 
-def _is_served(exports: Exports, disk: DiskWork) -> bool:
-    return any(export.name == disk.export and not export.closing for export in exports.list())
+def _is_among(there: Iterable[Export], disk: DiskWork) -> bool:
+    return any(export.name == disk.export and not export.closing for export in there)

@@ -24,7 +24,7 @@ NO_TRACKING = "the disk has no change tracking"
 @contextmanager
 def session_at(context: Context, vm: VmRef, beat: Beat) -> Iterator[Session]:
     """A login at the VM's site, whose every wait beats."""
-    with open_session(vm.site, context.site(vm.site), beat) as session, session.beating(beat):
+    with open_session(vm.site, context.settings.site(vm.site), beat) as session, session.beating(beat):
         yield session
 
 

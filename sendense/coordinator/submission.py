@@ -4,9 +4,11 @@ import uuid
 
 from sendense.coordinator import run
 from sendense.coordinator.context import Context
+from sendense.coordinator.copying import copies_of
 from sendense.coordinator.pipelines import pipeline
 from sendense.errors import InputError
-from sendense.requests import BackupRequest, DeleteRequest, JobRequest, JobView, MigrateRequest, RestoreRequest
+from sendense.models import verification_id
+from sendense.requests import BackupRequest, DeleteRequest, JobRequest, MigrateRequest, RestoreRequest
 
 
 def new_id() -> str:
@@ -25,28 +27,21 @@ def submit(context: Context, job: str, request: JobRequest, name: str) -> None:
 
 def resume(context: Context, job: str) -> None:
     """Have an ended job go on: what is stored of it, and was not found to be wrong, is not copied again."""
-    view, disks = context.jobs.find(job), []
-    if view.state not in ("failed", "cancelled", "different"):
-        raise InputError(f"job {view.id}: {view.state}", "Only a job that failed or was cancelled can be resumed.")
+    view, disks = context.jobs.find_resumable(job), []
     for disk in view.work.disks:
         if disk.copy_id:
             wrong = {found.offset for found in disk.differences}
             records = context.ledger.records(disk.copy_id) if wrong else []
             context.ledger.reopen(disk.copy_id, (each for each in records if each.extents[0].offset in wrong))
-            context.ledger.delete(f"{disk.copy_id}-verify")
+            context.ledger.delete(verification_id(disk.copy_id))
             if view.request.kind == "verify":
                 context.ledger.delete(disk.copy_id)
             elif context.ledger.state(disk.copy_id):
                 context.ledger.stop(disk.copy_id)
-        disks.append(disk.model_copy(update={"surveys": 0, "beats": -1, "differences": []}))
+        disks.append(disk.model_copy(update={"surveys": 0, "beats": -1, "progress": None, "differences": []}))
     work = view.work.model_copy(update={"disks": disks, "snapshot": ""})
     context.jobs.resume(view.id, pipeline(view.request)[0].name, work)
     send(context, view.id)
-
-
-def copies_of(view: JobView) -> list[str]:
-    """The ledger's names of all that was copied and read back for a job."""
-    return [name for disk in view.work.disks if disk.copy_id for name in (disk.copy_id, f"{disk.copy_id}-verify")]
 
 
 def send(context: Context, job: str) -> None:

@@ -10,7 +10,6 @@ from sendense.errors import Different
 from sendense.jobs.plan import batch_of
 from sendense.models import Difference, JobSpec, Survey
 from sendense.repository import batches, checking, merge
-from sendense.repository.points import Point
 from sendense.requests import DiskWork, JobView, VerifyRequest, Work
 from sendense.settings import HUB_SITE
 
@@ -46,15 +45,13 @@ def prepare(context: Context, run: Run) -> Answer:
         image, file = Path(disk.image), _batches(disk)
         if damage := checking.check(image, run.beat):
             words = f"disk {disk.key} of {disk.label}: {damage}"
-            repository = context.repository
-            repository.mark_damaged(repository.find(run.work.point).vm.uuid, disk.label, disk.key, words)
+            _mark(context, run, disk, words)
             raise Different(words)
         if found := checking.strangers(image, batches.read(file), run.beat):
             differences = [Difference(offset=each.offset, length=each.length) for each in found]
-            _mark(
-                context, context.repository.find(run.work.point), disk.model_copy(update={"differences": differences})
-            )
-            return copying.judge(Work(disks=[disk.model_copy(update={"differences": differences})]))
+            wrong = disk.model_copy(update={"differences": differences})
+            _mark(context, run, wrong, _first_of(wrong))
+            return copying.judge(Work(disks=[wrong]))
         served = _serve(context, run, disk)
         _plan(context, served, _spec(run.view, served))
         disks.append(served)
@@ -84,7 +81,7 @@ def compare(context: Context, run: Run) -> Answer:
     point = repository.find(run.work.point)
     for disk in disks:
         if disk.differences:
-            _mark(context, point, disk)
+            _mark(context, run, disk, _first_of(disk))
     answer = copying.judge(run.work.model_copy(update={"disks": disks}))
     if isinstance(answer, Done):
         below = [level for disk in point.disks for level in repository.chain(point, disk.key)[1:]]
@@ -95,10 +92,14 @@ def compare(context: Context, run: Run) -> Answer:
     return answer
 
 
-def _mark(context: Context, point: Point, disk: DiskWork) -> None:
+def _mark(context: Context, run: Run, disk: DiskWork, words: str) -> None:
+    vm = context.repository.find(run.work.point).vm.uuid
+    context.repository.mark_damaged(vm, disk.label, disk.key, words)
+
+
+def _first_of(disk: DiskWork) -> str:
     first = disk.differences[0]
-    words = f"disk {disk.key} of {disk.label}: offset={first.offset} length={first.length}"
-    context.repository.mark_damaged(point.vm.uuid, disk.label, disk.key, words)
+    return f"disk {disk.key} of {disk.label}: offset={first.offset} length={first.length}"
 
 
 def _compare(context: Context, disk: DiskWork) -> DiskWork:

@@ -1,13 +1,13 @@
 """Following a job to its end, from whichever command: the hub is kept up meanwhile, and taken over if need be."""
 
 import time
-from typing import Protocol
 
 from sendense.coordinator import submission
 from sendense.errors import InputError
 from sendense.hub.seat import Seat
 from sendense.jobs.ledger import Ledger
-from sendense.models import Progress
+from sendense.jobs.watch import Watcher
+from sendense.models import Progress, verification_id
 from sendense.requests import JobView
 
 LOOK_SECONDS = 0.1
@@ -18,16 +18,6 @@ NUDGE_SECONDS = 5.0
 
 CANCEL_SECONDS = 60.0
 """For a cancelled job to clean up after itself, while the user waits for the prompt."""
-
-
-class Watcher(Protocol):
-    """Who is told how it goes."""
-
-    def note(self, text: str) -> None:
-        """Something an operator should know, once."""
-
-    def show(self, phase: str, progress: Progress) -> None:
-        """The job's counters, several times a second."""
 
 
 def follow(seat: Seat, job: str, watcher: Watcher, told: str = "-") -> JobView:
@@ -79,10 +69,8 @@ def stay(seat: Seat, watcher: Watcher) -> None:
 
 def progress_of(ledger: Ledger, view: JobView) -> Progress | None:
     """All disks' counters together, of the copying or of the verification under way; None before there is a plan."""
-    suffix = "-verify" if view.step == "verify" else ""
-    found = [
-        progress for disk in view.work.disks if disk.copy_id and (progress := ledger.progress(disk.copy_id + suffix))
-    ]
+    name = verification_id if view.step == "verify" else str
+    found = [progress for disk in view.work.disks if disk.copy_id and (progress := ledger.progress(name(disk.copy_id)))]
     if not any(progress.batches for progress in found):
         return None
     names = ("size", "data", "zero", "done", "already_done", "copied", "batches", "batches_done", "waiting")

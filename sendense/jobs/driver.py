@@ -25,6 +25,9 @@ IDLE_PATIENCE_SECONDS = 4.0
 LAPSE_GRACE_SECONDS = 1.0
 """A batch whose claim lapsed rests for so long: its owner is killed, or finds the claim gone, before another writes."""
 
+SURVEY_SILENCE_SECONDS = 20.0
+"""A survey that says nothing for so long is lost with its process: its beat is every two seconds."""
+
 Dispatch = Callable[[str, list[int], int], None]
 """Sends one window: job, batches, epoch."""
 

@@ -3,15 +3,16 @@
 import time
 import uuid
 from functools import partial
-from typing import Protocol
 
 from blake3 import blake3
 
 from sendense.errors import InputError, JobFailed
 from sendense.files import rename, sync
 from sendense.jobs import broker, driver
+from sendense.jobs.driver import SURVEY_SILENCE_SECONDS
 from sendense.jobs.ledger import Ledger, Record
 from sendense.jobs.plan import batch_of
+from sendense.jobs.watch import Watcher
 from sendense.local.admission import Admission
 from sendense.local.request import Target
 from sendense.local.stack import SITE, Stack
@@ -25,9 +26,6 @@ from sendense.settings import Settings
 LOOK_SECONDS = 0.05
 """Between two looks at the ledger."""
 
-SURVEY_SILENCE_SECONDS = 20.0
-"""A survey that says nothing for so long is lost with its process: its beat is every two seconds."""
-
 MOST_SURVEYS = 3
 """Times that a survey is sent before its loss is the copy's failure."""
 
@@ -36,16 +34,6 @@ IDLE_WORKER_SECONDS = 20.0
 
 STOP_SECONDS = 0.5
 """Beyond the tasks' next renewal, until they are killed: within the five seconds of Ctrl-C."""
-
-
-class Watcher(Protocol):
-    """Who is told how it goes."""
-
-    def note(self, text: str) -> None:
-        """Something an operator should know, once."""
-
-    def show(self, phase: str, progress: Progress) -> None:
-        """The job's counters, several times a second."""
 
 
 class LocalCopy:
@@ -228,15 +216,7 @@ class LocalCopy:
     def _verify(self, records: list[Record], survey: Survey) -> list[Difference]:
         """Read the target back; batches whose digest differs are to do again when the copy is resumed."""
         copied = self._spec
-        spec = copied.model_copy(
-            update={
-                "id": f"{copied.id}-verify",
-                "kind": "verify",
-                "source": copied.target,
-                "target": "",
-                "of": copied.id,
-            }
-        )
+        spec = copied.verification()
         self._ledger.delete(spec.id)
         self._ledger.prepare(spec)
         self._ledger.write_plan(spec.id, survey, (batch_of(record.extents) for record in records))

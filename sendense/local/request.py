@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sendense.errors import InputError
-from sendense.nbd.images import TARGET_FORMATS, Image, inspect
+from sendense.nbd.images import PARTIAL, TARGET_FORMATS, Image, inspect
 from sendense.nbd.uri import is_uri, parse
 
 
@@ -48,7 +48,7 @@ class Target:
     @property
     def partial(self) -> Path:
         """Where the image is while it is not whole."""
-        return self.path.with_name(self.path.name + ".partial")
+        return self.path.with_name(self.path.name + PARTIAL)
 
 
 def source_of(text: str) -> Source:

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import nbd
 
+from sendense.beat import Beat as Beat
+from sendense.beat import no_beat as no_beat
 from sendense.errors import (
     ConnectionLost,
     EndpointError,
@@ -55,7 +57,6 @@ _REFUSALS = (
     errno.EPROTOTYPE,
 )
 
-Beat = Callable[[], None]
 Observer = Callable[[str, float], None]
 """Called with each stage that ended well, and its seconds."""
 
@@ -109,10 +110,6 @@ class Connection:
             pass  # hanging up says it as well
         _hang_up(self.handle)
         self.broken = True
-
-
-def no_beat() -> None:
-    """For callers that hold no claim."""
 
 
 def connect(

@@ -41,6 +41,9 @@ FORMATS = {".raw": "raw", ".qcow2": "qcow2", ".vmdk": "vmdk", ".vhdx": "vhdx"}
 
 TARGET_FORMATS = {".raw": "raw", ".qcow2": "qcow2"}
 
+PARTIAL = ".partial"
+"""What ends the name of an image that is not whole."""
+
 
 @dataclass(frozen=True, slots=True)
 class Image:

@@ -24,6 +24,8 @@ from pyVmomi import vim, vmodl
 from pyVmomi.SoapAdapter import SoapStubAdapter
 from pyVmomi.VmomiSupport import GetServiceVersions, versionIdMap
 
+from sendense.beat import Beat as Beat
+from sendense.beat import no_beat as no_beat
 from sendense.errors import InputError, LoginRefused, SessionLost, SiteUnreachable
 from sendense.settings import Site
 from sendense.units import show_seconds
@@ -32,8 +34,6 @@ from sendense.vsphere.connection import Connection, Worker
 from sendense.vsphere.faults import translate, words
 
 T = TypeVar("T")
-Beat = Callable[[], None]
-
 BEAT_SECONDS = 1.0
 """Between two beats: half of what callers are promised."""
 
@@ -50,10 +50,6 @@ _DROPPED = (ConnectionError, http.client.HTTPException, ssl.SSLEOFError, ssl.SSL
 
 class _GivenUp(TimeoutError):
     """A call had all of its time."""
-
-
-def no_beat() -> None:
-    """For callers that hold nothing that lapses."""
 
 
 def open_session(name: str, site: Site, beat: Beat = no_beat) -> "Session":

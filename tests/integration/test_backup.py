@@ -29,15 +29,6 @@ def site() -> Iterator[LabSite]:
         yield site
 
 
-@pytest.fixture(scope="module")
-def backups(site: LabSite) -> Iterator[Backups]:
-    """A repository, and a hub that stays up."""
-    with open_backups(site) as backups:
-        with backups.hub():
-            yield backups
-        assert backups.leftovers() == []
-
-
 @pytest.fixture
 def alone(site: LabSite) -> Iterator[Backups]:
     """A repository without a hub: each command has to see to one."""

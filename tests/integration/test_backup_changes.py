@@ -15,7 +15,7 @@ from sendense.settings import Site
 from sendense.vsphere.session import Session, no_beat, open_session
 from sendense.vsphere.snapshot import create_snapshot, remove_snapshots
 from sendense.vsphere.vim_tasks import no_progress, perform
-from tests.backup import Backups, MiB, open_backups
+from tests.backup import Backups, MiB
 from tests.site import LabSite, open_site
 
 SIZE = 32 * MiB
@@ -27,15 +27,6 @@ def site() -> Iterator[LabSite]:
     """A machine of its own for each test."""
     with open_site(vms=10, disk_size=SIZE, fill=4 * MiB) as site:
         yield site
-
-
-@pytest.fixture(scope="module")
-def backups(site: LabSite) -> Iterator[Backups]:
-    """A repository, and a hub that stays up."""
-    with open_backups(site) as backups:
-        with backups.hub():
-            yield backups
-        assert backups.leftovers() == []
 
 
 def modes(view: JobView) -> list[str]:

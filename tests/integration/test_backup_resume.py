@@ -8,7 +8,7 @@ import pytest
 
 from sendense.jobs.ledger import Ledger
 from sendense.units import MiB
-from tests.backup import CLUSTER, WAIT_SECONDS, Backups, open_backups, patiently
+from tests.backup import CLUSTER, WAIT_SECONDS, Backups, patiently
 from tests.site import LabSite, open_site
 
 SIZE = 32 * MiB
@@ -21,15 +21,6 @@ def site() -> Iterator[LabSite]:
     """Machines with small disks; each test has one of its own."""
     with open_site(vms=3, disk_size=SIZE, fill=8 * MiB) as site:
         yield site
-
-
-@pytest.fixture(scope="module")
-def backups(site: LabSite) -> Iterator[Backups]:
-    """A repository, and a hub that stays up."""
-    with open_backups(site) as backups:
-        with backups.hub():
-            yield backups
-        assert backups.leftovers() == []
 
 
 def interrupted(site: LabSite, backups: Backups, vm: str, key: int, *options: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sendense.units import KiB, MiB
-from tests.backup import Backups, open_backups
+from tests.backup import Backups
 from tests.integration.support import same_image, tool
 from tests.servers import qemu_nbd
 from tests.site import LabSite, open_site
@@ -20,15 +20,6 @@ def site() -> Iterator[LabSite]:
     """Machines with two small disks each; each test has one of its own."""
     with open_site(vms=4, disk_size=SIZE, fill=8 * MiB) as site:
         yield site
-
-
-@pytest.fixture(scope="module")
-def backups(site: LabSite) -> Iterator[Backups]:
-    """A repository, and a hub that stays up."""
-    with open_backups(site) as backups:
-        with backups.hub():
-            yield backups
-        assert backups.leftovers() == []
 
 
 def same(image: Path, raw: Path) -> bool:

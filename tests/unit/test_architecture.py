@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
     {"sendense"},  # only the version
-    {"sendense.units", "sendense.lifeline"},
+    {"sendense.units", "sendense.lifeline", "sendense.beat"},
     {"sendense.errors"},
     {"sendense.models", "sendense.extents", "sendense.retry", "sendense.files"},
     {"sendense.settings", "sendense.requests"},
