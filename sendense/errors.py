@@ -1,8 +1,9 @@
 """
 Every error that Sendense raises on purpose.
 
-    SendenseError
+    SendenseError, and Said, which only gives the words their place
     ├── InputError            the request cannot be right: nothing was started (exit status 2)
+    │   ├── NotFound, Conflict
     │   └── TargetTooSmall, TargetReadOnly, SourceChanged
     ├── EndpointError         an NBD server cannot be used; its verdict is the doctor's word for why
     │   ├── Unresolvable, Refused, Unreachable, NoGreeting, NotNbd, HandshakeStalled
@@ -18,7 +19,14 @@ Every error that Sendense raises on purpose.
     ├── StepLost              processes died or stopped in a step of a job, again and again
     ├── Cancelled             a user cancelled the job
     ├── ClaimLost             the ledger gave this batch to somebody else, or stopped the job
+    ├── ConnectionsTaken      as many disks are open as a site allows: whoever asks waits
+    ├── HubUnreachable        the hub's API does not answer, or something else does
+    ├── NotAllowed            the hub does not know the token, or its role may not do this
+    ├── StillRunning          a job did not end within the time that was waited for it
+    ├── TimeIsUp              a request to the API was not answered in time (sendense.api)
     └── JobFailed             a job ended without its data stored
+        ├── SiteSilent           no node of a site answers for its vCenter
+        ├── SiteFailed           a site's own error, as its node tells it
         ├── ExportsUnavailable   the hub's exports daemon does not answer, or an image is in use
         └── Different            what is stored is not what was copied
 
@@ -43,8 +51,8 @@ class SendenseError(Exception):
     hint: str = ""
 
 
-class InputError(SendenseError):
-    """The request is wrong; `hint` says what would be right."""
+class Said(SendenseError):
+    """An error that is given its words: what and where, and what to do."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint)
@@ -52,6 +60,18 @@ class InputError(SendenseError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class InputError(Said):
+    """The request is wrong; `hint` says what would be right."""
+
+
+class NotFound(InputError):
+    """What was named is not there."""
+
+
+class Conflict(InputError):
+    """The request is right by itself, and cannot be had as things stand now."""
 
 
 class InternalError(SendenseError):
@@ -67,15 +87,22 @@ class InternalError(SendenseError):
         return f"internal error: {type(self.cause).__name__}: {self.cause}"
 
 
-class JobFailed(SendenseError):
+class JobFailed(Said):
     """A job ended without success; the message names the first cause."""
 
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message, hint)
-        self.message, self.hint = message, hint
 
-    def __str__(self) -> str:
-        return self.message
+class HubUnreachable(Said):
+    """A hub gave no answer, or something else did."""
+
+    retryable = True
+
+
+class NotAllowed(Said):
+    """The hub does not take the token, or not for this."""
+
+
+class StillRunning(Said):
+    """The time that a caller wanted to wait for a job is over, and the job is not."""
 
 
 class ExportsUnavailable(JobFailed):
@@ -102,6 +129,22 @@ class ClaimLost(SendenseError):
 
     def __str__(self) -> str:
         return f"job {self.job} batch {self.batch}: the claim is no longer ours"
+
+
+class ConnectionsTaken(SendenseError):
+    """A VMware site, or one of its hosts, has as many disks open as it may: the work waits, and nothing failed."""
+
+    retryable = True
+
+    def __init__(self, site: str, host: str, limit: int) -> None:
+        super().__init__(site, host, limit)
+        self.site, self.host, self.limit = site, host, limit
+        setting = "host_connections" if host else "connections"
+        self.hint = f"It goes on as soon as one is closed; their number is {setting} of the site, in the settings."
+
+    def __str__(self) -> str:
+        where = f"host {self.host} of site {self.site}" if self.host else f"site {self.site}"
+        return f"{where}: all of its {self.limit} connections are in use"
 
 
 class StepLost(SendenseError):
@@ -334,6 +377,21 @@ class SourceChanged(InputError):
             "Start over with --force, or bring the source back as it was.",
         )
         self.args = (source, before, now)
+
+
+class SiteSilent(JobFailed):
+    """Nobody at a site answers for its vCenter."""
+
+    def __init__(self, site: str, question: str, waited: float) -> None:
+        super().__init__(
+            f"site {site}: no answer to '{question}' in {show_seconds(waited)}",
+            f"Look whether a node of that site is up (sendense nodes); start one there: sendense node --site {site}",
+        )
+        self.args = (site, question, waited)
+
+
+class SiteFailed(JobFailed):
+    """A site could not do what it was asked; the words are those of the error that it met there."""
 
 
 class SiteError(SendenseError):

@@ -3,13 +3,14 @@
 import errno
 import fcntl
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sendense.errors import JobFailed
+from sendense.errors import InputError, JobFailed
 
 PART = ".part"
 """What ends the name of a file that is not whole: whoever finds one may delete it."""
@@ -71,6 +72,26 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_secret(path: Path, setting: str) -> str:
+    """Contents of a file without its final newline; InputError, which names the setting, where it cannot be used."""
+    make_it = f"Write the password into it, readable by this user only: install -m 600 /dev/stdin {path}"
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            content = file.read()
+    except OSError as exc:
+        raise InputError(f"{setting} {path}: {exc.strerror or exc}", make_it) from exc
+    if mode & 0o077:
+        raise InputError(f"{setting} {path} is open to others (mode {mode:04o})", f"Run: chmod 600 {path}")
+    secret = content.removesuffix(b"\n").removesuffix(b"\r")
+    if not secret:
+        raise InputError(f"{setting} {path} is empty", make_it)
+    with suppress(UnicodeDecodeError):
+        return secret.decode()
+    # Raised out here: the decoder's error carries the secret.
+    raise InputError(f"{setting} {path} is not UTF-8 text", "Write the password into it as UTF-8.")
 
 
 def make_folder(path: Path) -> None:

@@ -10,6 +10,12 @@ JobState = Literal["preparing", "ready", "copying", "copied", "failed", "stopped
 SummaryState = Literal["succeeded", "failed", "interrupted", "different"]
 """different: copied, but what was read back is not what was written."""
 
+HUB_SITE, LOCAL_SITE = "hub", "local"
+"""Sites of our own: where a hub copies for restores and verifications, and where `sendense copy` does."""
+
+HUB_EXPORT = "hub:"
+"""What the name of an export of the hub begins with, where a job names it as an endpoint (`sendense.exports`)."""
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,6 +82,8 @@ class DiskSource(_Frozen):
     file: str
     thumbprint: str
     """Of vCenter's certificate, as it was accepted at login."""
+    host: str = ""
+    """The ESXi host that the VM ran on when its snapshot was made."""
 
     def __str__(self) -> str:
         return f"{self.file} of {self.vm} at {self.snapshot}"
@@ -95,11 +103,11 @@ class JobSpec(_Frozen):
     name: str
     """How operators know the job: the target's file name, say."""
     source: str
-    """NBD URI that is read: the disk to copy, or the stored image to verify; empty when `disk` is."""
+    """NBD URI that is read, or hub:EXPORT: the disk to copy, or the stored image to verify; empty when `disk` is."""
     disk: DiskSource | None = None
     """The VM's disk that is read, through an nbdkit of each process's own."""
     target: str = ""
-    """NBD URI that is written; empty for verify, and until the target's server is up."""
+    """NBD URI that is written, or hub:EXPORT; empty for verify, and until the target's server is up."""
     target_is_zero: bool = False
     """The target is known to read as zeroes, so zeroes are skipped."""
     of: str = ""
@@ -110,9 +118,10 @@ class JobSpec(_Frozen):
     """An endpoint may take one client only: everything goes through one process."""
 
     def verification(self) -> "JobSpec":
-        """The job that reads back what this one wrote."""
+        """The job that reads back what this one wrote: at the hub, where that is there, and not through a tunnel."""
         update = {"id": verification_id(self.id), "kind": "verify", "source": self.target, "disk": None, "target": ""}
-        return self.model_copy(update={**update, "of": self.id})
+        site = HUB_SITE if self.target.startswith(HUB_EXPORT) else self.site
+        return self.model_copy(update={**update, "of": self.id, "site": site})
 
     @property
     def source_label(self) -> str:
@@ -151,6 +160,38 @@ class Failure(_Frozen):
     worker: str = ""
 
 
+class Tunnel(_Frozen):
+    """How a node reaches the hub's exports. `verdict`: the doctor's word, `ok` when all is well."""
+
+    verdict: str
+    detail: str = ""
+
+
+class Node(_Frozen):
+    """A node as it announces itself."""
+
+    name: str
+    site: str
+    host: str
+    """What the machine calls itself."""
+    pid: int
+    started: float
+    """Seconds since the epoch."""
+    processes: int
+    versions: dict[str, str]
+    plugins: list[str]
+    """nbdkit's plugins that read VMs' disks, or what is wrong with them."""
+    draining: bool
+    """It takes no more work; what it has under way ends."""
+    active: int
+    """Batches under way."""
+    round_trip: float
+    """Seconds to the hub's Redis and back."""
+    rate: float
+    """Bytes a second that it copied lately."""
+    tunnel: Tunnel
+
+
 class Activity(_Frozen):
     """A batch under way: who copies it and how far it is, in bytes."""
 
@@ -177,6 +218,8 @@ class Progress(_Frozen):
     retries: int = 0
     stalls: int = 0
     active: list[Activity] = Field(default_factory=list)
+    by_worker: dict[str, int] = Field(default_factory=dict)
+    """`copied`, by the names of the workers that moved it."""
 
 
 class Difference(_Frozen):

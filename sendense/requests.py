@@ -156,6 +156,7 @@ class JobView(_Frozen):
     waiting: str = ""
     """What it waits for, where that is not its own work."""
     cancelled: bool = False
+    paused: bool = False
     outcome: Literal["succeeded", "failed", "cancelled", "different"] = "succeeded"
     """How it ends once it is cleaned; different: what is stored is not what was copied."""
     created: datetime

@@ -3,14 +3,18 @@
 import math
 import os
 import re
+import socket
 import tomllib
+from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from sendense.errors import InputError
+from sendense.errors import InputError, NotFound
+from sendense.models import HUB_SITE, LOCAL_SITE
 from sendense.retry import BASE_DELAY_SECONDS
 from sendense.units import KiB, MiB
 
@@ -19,14 +23,22 @@ PREFIX = "SENDENSE_"
 WORKER_VARIABLES = {"SENDENSE_REDIS", "SENDENSE_WORKER"}
 """What whoever starts a worker tells it: no settings."""
 
+TOKEN_VARIABLE = "SENDENSE_TOKEN"
+"""The token for a hub elsewhere, where no file has it. No setting: a setting may be shown."""
+
 CONFIG_VARIABLE = "SENDENSE_CONFIG"
 """Names the settings file; without it the first of CONFIG_FILES that is there is read, or none."""
 
 _SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 """It becomes a part of queues' names."""
 
-HUB_SITE, LOCAL_SITE = "hub", "local"
-"""Sites of our own: where a hub copies for restores and verifications, and where `sendense copy` does."""
+_HUB = re.compile(r"https?://[^@/?#\s]+/?")
+
+_PASSWORD = re.compile(r"//[^/@]*@")
+"""What stands in a URL before the host, where nothing may."""
+
+_ADDRESS = r"^$|^([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"
+"""HOST:PORT, an IPv6 address in brackets."""
 
 
 def _state_home() -> Path:
@@ -65,6 +77,15 @@ class Site(BaseModel):
     nbdkit_options: dict[str, str] = Field(default_factory=dict)
     """More of the plugin's parameters: libdir, transports, compression, nfchostport."""
 
+    nbdkit_filters: list[str] = Field(default_factory=list)
+    """nbdkit's filters in front of the plugin; their parameters are among nbdkit_options."""
+
+    connections: int = Field(default=52, ge=1)
+    """Disks open at once through vCenter, on all nodes together: VDDK's documentation allows 52."""
+
+    host_connections: int = Field(default=50, ge=1)
+    """Disks open at once on one ESXi host, on all nodes together: its NFC memory suffices for some 50."""
+
     snapshot_seconds: float = Field(default=900.0, gt=0)
     """Seconds that vCenter may take to make or remove one snapshot: consolidation of a busy disk takes minutes."""
 
@@ -101,6 +122,42 @@ class Settings(BaseSettings):
     sites: dict[str, Site] = Field(default_factory=dict)
     """The VMware sites, by name; only in the file."""
 
+    node_name: str = Field(default_factory=socket.gethostname, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    """What this machine is called among the nodes of a hub."""
+
+    tls_dir: Path | None = None
+    """Certificates that `sendense pki` made: with them, what listens on an address speaks TLS only."""
+
+    redis: str = Field(default="", pattern=r"^$|^(redis|rediss)://[^@/?]+$|^unix:///.+$")
+    """Where the hub's Redis is, without a password: redis:// or rediss://HOST:PORT. Unset, a hub has one of its own."""
+
+    redis_password_file: Path | None = None
+    """Holds the password of Redis, readable by its owner alone. Unset: a hub makes one in its state folder."""
+
+    redis_listen: str = Field(default="", pattern=_ADDRESS)
+    """HOST:PORT at which a hub's own Redis takes nodes; unset, it has only its Unix socket."""
+
+    exports: str = Field(default="", pattern=r"^$|^nbds?://[^@/?]+$")
+    """Where a node reaches the hub's exports: nbd:// or nbds://HOST:PORT; on the hub itself it is known."""
+
+    exports_listen: str = Field(default="", pattern=_ADDRESS)
+    """HOST:PORT at which a hub serves its exports; unset, it has only its Unix socket."""
+
+    api_listen: str = Field(default="127.0.0.1:7780", pattern=_ADDRESS)
+    """HOST:PORT of a hub's API; empty for none."""
+
+    api_rate: int = Field(default=1200, ge=1)
+    """Requests a minute that the API takes with one token: a program that follows ten jobs makes half as many."""
+
+    flower_listen: str = Field(default="127.0.0.1:5555", pattern=_ADDRESS)
+    """HOST:PORT of Flower beside a hub; empty for none."""
+
+    hub: str = ""
+    """The API of a hub elsewhere, http(s)://HOST:PORT, which commands then ask; unset, the hub is this machine."""
+
+    token_file: Path | None = None
+    """Holds the token for that hub, readable by its owner alone."""
+
     processes: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=64)
     """Copying processes of a site's worker on this machine."""
 
@@ -135,7 +192,7 @@ class Settings(BaseSettings):
         """A site by its name; InputError when there is none."""
         if name not in self.sites:
             known = ", ".join(self.sites) or "none"
-            raise InputError(f"site {name}: not in the settings", f"Known are: {known}.")
+            raise NotFound(f"site {name}: not in the settings", f"Known are: {known}.")
         return self.sites[name]
 
     @property
@@ -154,6 +211,11 @@ class Settings(BaseSettings):
         return self.hub_dir / "nbd.sock"
 
     @property
+    def exports_address(self) -> str:
+        """Where the exports daemon serves: exports_listen, or else its socket's path."""
+        return self.exports_listen or str(self.nbd_socket)
+
+    @property
     def migrations_dir(self) -> Path:
         """What is known of the targets of migrations."""
         return self.state_dir.absolute() / "migrations"
@@ -166,12 +228,34 @@ class Settings(BaseSettings):
             raise ValueError(f"more than half of SENDENSE_CLAIM_SECONDS ({lasts}): claims would lapse")
         return value
 
-    @field_validator("state_dir", "repository", mode="before")
+    @field_validator("redis_listen", "exports_listen", "api_listen", "flower_listen")
+    @classmethod
+    def _safe_to_listen(cls, value: str, info: ValidationInfo) -> str:
+        if not value:
+            return value
+        host, port = host_and_port(value)
+        if not 0 < port < 65536:
+            raise ValueError(f"{port} is no port: 1 to 65535")
+        if not is_loopback(host) and not info.data.get("tls_dir"):
+            raise ValueError(
+                "is reached from other machines, so it needs TLS: set tls_dir to the folder that 'sendense pki init' "
+                "made, or listen on 127.0.0.1, for which nodes have a tunnel (docs/tunnel.md)"
+            )
+        return value
+
+    @field_validator("state_dir", "repository", "tls_dir", "redis_password_file", "token_file", mode="before")
     @classmethod
     def _named(cls, value: object) -> object:
         if value == "":
-            raise ValueError("names no folder")  # as a path it would be the current one
+            raise ValueError("names nothing")  # as a path it would be the current one
         return value
+
+    @field_validator("hub")
+    @classmethod
+    def _is_url(cls, value: str) -> str:
+        if value and not _HUB.fullmatch(value):
+            raise ValueError("is no http://HOST:PORT or https://HOST:PORT")
+        return value.rstrip("/")
 
     @field_validator("sites")
     @classmethod
@@ -194,6 +278,18 @@ class Settings(BaseSettings):
         return env_settings, init_settings
 
 
+def host_and_port(address: str) -> tuple[str, int]:
+    """The parts of HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost"
+
+
 def settings_file() -> Path | None:
     """The settings file of this process; InputError when SENDENSE_CONFIG names one that is not there."""
     if named := os.environ.get(CONFIG_VARIABLE):
@@ -206,7 +302,8 @@ def settings_file() -> Path | None:
 
 def load_settings() -> Settings:
     """The settings of this process; InputError names the key or the variable that is wrong."""
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | WORKER_VARIABLES | {CONFIG_VARIABLE}
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | {CONFIG_VARIABLE, TOKEN_VARIABLE}
+    known |= WORKER_VARIABLES
     if unknown := sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known):
         raise InputError(f"{unknown[0]}: no such setting", f"Known are: {', '.join(sorted(known - WORKER_VARIABLES))}.")
     path = settings_file()
@@ -219,7 +316,7 @@ def load_settings() -> Settings:
         where = _where(path, first["loc"])
         if first["type"] == "extra_forbidden":
             raise InputError(f"{where}: no such setting", "docs/settings.md lists them all.") from exc
-        value = f" = {first['input']!r}" if first["type"] != "missing" else ""
+        value = _PASSWORD.sub("//…@", f" = {first['input']!r}") if first["type"] != "missing" else ""
         raise InputError(
             f"{where}{value}: {first['msg'].removeprefix('Value error, ')}", "Correct it, or take it out."
         ) from exc

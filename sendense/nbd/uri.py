@@ -28,8 +28,12 @@ class Endpoint:
     @property
     def address(self) -> str:
         """Where the server listens, as people write it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return self.socket or f"{host}:{self.port}"
+        return self.socket or f"{bracketed(self.host)}:{self.port}"
+
+
+def bracketed(host: str) -> str:
+    """A host as it stands before a port: an IPv6 address has brackets there."""
+    return f"[{host}]" if ":" in host else host
 
 
 def is_uri(text: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sendense.errors import InputError
+from sendense.errors import Conflict, InputError, NotFound
 from sendense.files import PART, hint_for, make_folder, storing, write_atomically
 from sendense.models import VmDisk, VmInfo, VmRef
 from sendense.repository.layout import LEAVING, MANIFEST, Layout, vm_uuid
@@ -97,10 +97,10 @@ class Repository:
         if self.layout.marker.name in entries:  # another process made it just now
             return
         if any(not name.endswith(PART) for name in entries):
-            raise InputError(f"{root}: is no repository, and not empty", "Name a repository, or an empty folder.")
+            raise Conflict(f"{root}: is no repository, and not empty", "Name a repository, or an empty folder.")
         if not create:
             state = "is empty" if root.exists() else "no such folder"
-            raise InputError(f"{root}: {state}", "The first backup makes the repository there; or name another one.")
+            raise Conflict(f"{root}: {state}", "The first backup makes the repository there; or name another one.")
         make_folder(root)
         write_atomically(self.layout.marker, b'{"format": %d}\n' % REPOSITORY_FORMAT)
 
@@ -173,15 +173,13 @@ class Repository:
         ids = [key for key in (*sound, *broken) if text and key[1].startswith(text)]
         ids = [key for key in ids if key[1] == text] or ids
         if not ids:
-            raise InputError(f"no restore point {text!r}", "'sendense points' lists them.")
+            raise NotFound(f"no restore point {text!r}", "'sendense points' lists them.")
         if len(ids) > 1:
             shown = ", ".join(sorted(id for _, id in ids)[:_SHOWN]) + (", …" if len(ids) > _SHOWN else "")
-            raise InputError(f"{text!r} stands for {len(ids)} restore points", f"Name one of them: {shown}")
+            raise Conflict(f"{text!r} stands for {len(ids)} restore points", f"Name one of them: {shown}")
         if ids[0] in broken:
             reason = broken[ids[0]].reason
-            raise InputError(
-                f"{ids[0][1]} cannot be used: {reason}", "Use another point: 'sendense points' lists them."
-            )
+            raise Conflict(f"{ids[0][1]} cannot be used: {reason}", "Use another point: 'sendense points' lists them.")
         return sound[ids[0]]
 
     def latest(self, vm: str) -> Point | None:
@@ -202,9 +200,9 @@ class Repository:
             entry = self._survey.entry(point.vm.uuid, parent)
             if entry is None or entry.point is None:
                 why = entry.reason if entry else "missing"
-                raise InputError(f"{chain[-1].id} disk {key}: its parent {parent} is {why}", _LOST)
+                raise Conflict(f"{chain[-1].id} disk {key}: its parent {parent} is {why}", _LOST)
             if parent in seen:
-                raise InputError(f"{point.id} disk {key}: its parents form a ring at {parent}", _LOST)
+                raise Conflict(f"{point.id} disk {key}: its parents form a ring at {parent}", _LOST)
             seen.add(parent)
             chain.append(entry.point)
         return chain

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from sendense.errors import InputError
+from sendense.errors import InputError, NotFound
 from sendense.models import VmRef
 from sendense.repository.layout import is_point_id, is_vm_uuid
 
@@ -126,7 +126,7 @@ class Point(_Manifest):
             if disk.key == key:
                 return disk
         keys = ", ".join(str(disk.key) for disk in self.disks)
-        raise InputError(f"{self.id} has no disk {key}", f"It has: {keys}.")
+        raise NotFound(f"{self.id} has no disk {key}", f"It has: {keys}.")
 
 
 def mode_of(disks: Iterable[PointDisk]) -> Mode:

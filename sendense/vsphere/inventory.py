@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pyVmomi import vim
 
-from sendense.errors import InputError, SiteFault
+from sendense.errors import Conflict, NotFound, SiteFault
 from sendense.models import VmDisk, VmInfo, VmRef
 from sendense.vsphere.properties import Found, gather, read
 from sendense.vsphere.session import Session
@@ -86,11 +86,11 @@ def find_vm(session: Session, text: str) -> VmInfo:
             return vm_info(session, hits[0].moref)
         if hits:
             hint = f"Say which by its path or moref: {_listed(hits)}."
-            raise InputError(f"site {session.name} has {len(hits)} VMs that '{text}' can mean", hint)
+            raise Conflict(f"site {session.name} has {len(hits)} VMs that '{text}' can mean", hint)
     close = difflib.get_close_matches(text.casefold(), {identity.name.casefold() for identity in known}, n=_SHOWN)
     similar = [identity for identity in known if identity.name.casefold() in close]
     hint = f"Did you mean {_listed(similar)}?" if similar else "List them with: sendense vms"
-    raise InputError(f"site {session.name} has no VM '{text}'", hint)
+    raise NotFound(f"site {session.name} has no VM '{text}'", hint)
 
 
 def snapshot_tree(snapshot: Any) -> Iterator[Any]:

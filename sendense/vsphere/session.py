@@ -9,9 +9,7 @@ its time, and can go away at the deadline whatever the thread waits for.
 # mypy: allow-untyped-calls
 
 import http.client
-import os
 import ssl
-import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,7 +24,8 @@ from pyVmomi.VmomiSupport import GetServiceVersions, versionIdMap
 
 from sendense.beat import Beat as Beat
 from sendense.beat import no_beat as no_beat
-from sendense.errors import InputError, LoginRefused, SessionLost, SiteUnreachable
+from sendense.errors import LoginRefused, SessionLost, SiteUnreachable
+from sendense.files import read_secret
 from sendense.settings import Site
 from sendense.units import show_seconds
 from sendense.vsphere import connection
@@ -100,7 +99,7 @@ class Session:
 
     def log_in(self) -> None:
         """Log in, or again; see open_session for the errors. The password is read anew, and not kept."""
-        password = _read_password(self.site)
+        password = read_secret(self.site.password_file, "password_file")
 
         def act() -> None:
             if self.content is None:
@@ -267,24 +266,3 @@ class Session:
         else:
             said = f"the connection failed: {getattr(exc, 'strerror', '') or str(exc) or type(exc).__name__}"
         return SiteUnreachable(self.name, f"{what}: {self.site.vcenter}: {said}")
-
-
-def _read_password(site: Site) -> str:
-    """Contents of the password file without its final newline; InputError where it cannot be used."""
-    path = site.password_file
-    make_it = f"Write the password into it, readable by this user only: install -m 600 /dev/stdin {path}"
-    try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            content = file.read()
-    except OSError as exc:
-        raise InputError(f"password_file {path}: {exc.strerror or exc}", make_it) from exc
-    if mode & 0o077:
-        raise InputError(f"password_file {path} is open to others (mode {mode:04o})", f"Run: chmod 600 {path}")
-    password = content.removesuffix(b"\n").removesuffix(b"\r")
-    if not password:
-        raise InputError(f"password_file {path} is empty", make_it)
-    with suppress(UnicodeDecodeError):
-        return password.decode()
-    # Raised out here: the decoder's error carries the password.
-    raise InputError(f"password_file {path} is not UTF-8 text", "Write the password into it as UTF-8.")

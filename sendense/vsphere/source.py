@@ -46,6 +46,7 @@ def nbdkit_command(site: Site, disk: DiskSource, socket: Path, thumbprint: str) 
         "--readonly",
         "--unix",
         str(socket),
+        *(f"--filter={name}" for name in site.nbdkit_filters),
         site.nbdkit_plugin,
         *(f"{key}={value}" for key, value in parameters.items()),
     ]

@@ -83,6 +83,56 @@ def test_what_cannot_be_meant_is_named(monkeypatch: pytest.MonkeyPatch, name: st
         load_settings()
 
 
+@pytest.mark.parametrize("name", ["redis_listen", "exports_listen", "api_listen", "flower_listen"])
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("127.0.0.1:6379", ""),
+        ("127.8.8.8:6379", ""),
+        ("[::1]:6379", ""),
+        ("localhost:65535", ""),
+        ("", ""),
+        ("0.0.0.0:6379", "so it needs TLS: set tls_dir"),
+        ("[::]:6379", "so it needs TLS: set tls_dir"),
+        ("hub.example:6379", "so it needs TLS: set tls_dir"),
+        ("127.0.0.1:0", "0 is no port"),
+        ("127.0.0.1:65536", "65536 is no port"),
+        ("127.0.0.1", "should match pattern"),
+        ("::1:6379", "should match pattern"),
+        ("a,b:1", "should match pattern"),
+    ],
+)
+def test_addresses(monkeypatch: pytest.MonkeyPatch, name: str, address: str, words: str) -> None:
+    """What listens is on loopback, or speaks TLS; anything else is refused by the setting's name."""
+    monkeypatch.setenv(f"SENDENSE_{name.upper()}", address)
+    if not words:
+        assert getattr(load_settings(), name) == address
+        return
+    with pytest.raises(InputError, match=f"SENDENSE_{name.upper()} = .*{words}"):
+        load_settings()
+    if "TLS" in words:
+        monkeypatch.setenv("SENDENSE_TLS_DIR", "/etc/sendense/pki")
+        assert getattr(load_settings(), name) == address
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("redis", "redis://:secret@hub:6379"),
+        ("redis", "rediss://hub:6379?ssl_cert_reqs=none"),
+        ("redis", "http://hub"),
+        ("exports", "nbd://hub/disk"),
+        ("exports", "nbd+unix:///?socket=/s"),
+    ],
+)
+def test_urls_of_a_hub(monkeypatch: pytest.MonkeyPatch, name: str, url: str) -> None:
+    """They say where, and nothing else: no password, no option that would weaken TLS."""
+    monkeypatch.setenv(f"SENDENSE_{name.upper()}", url)
+    with pytest.raises(InputError, match=f"SENDENSE_{name.upper()} = ") as caught:
+        load_settings()
+    assert "secret" not in str(caught.value)
+
+
 def test_every_setting_is_documented() -> None:
     """docs/settings.md has each setting, and none that is not there."""
     text = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()

@@ -68,6 +68,20 @@ def test_argv_for_a_script() -> None:
     ]
 
 
+def test_filters_stand_before_the_plugin() -> None:
+    """nbdkit applies them in their order; their parameters come with the plugin's."""
+    site = Site(
+        vcenter="vcenter",
+        user="operator",
+        password_file=Path("/lab/password"),
+        nbdkit_filters=["cacheextents", "rate"],
+        nbdkit_options={"rate": "400M"},
+    )
+    argv = nbdkit_command(site, DISK, Path("/lab/s"), THUMBPRINT)
+    assert argv[5:8] == ["--filter=cacheextents", "--filter=rate", "vddk"]
+    assert argv[-1] == "rate=400M"
+
+
 def test_argv_for_an_address_of_six() -> None:
     """An IPv6 address is given to the plugin without the brackets that the settings need."""
     site = Site(vcenter="[2001:db8::1]:443", user="operator", password_file=Path("/lab/password"))

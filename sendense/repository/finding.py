@@ -4,21 +4,13 @@ import errno
 import os
 from pathlib import Path
 
-from sendense.errors import InputError
+from sendense.errors import Conflict, NotFound
 from sendense.models import VmRef
 from sendense.repository.catalogue import Broken, KnownVm, Repository
 from sendense.repository.points import Point
-from sendense.settings import Settings
 
 _SHOWN = 8
 """Candidates in a message."""
-
-
-def open_repository(settings: Settings) -> Repository:
-    """The repository of the settings, to read; InputError when there is none."""
-    if not settings.repository:
-        raise InputError("no repository is set", 'Name its folder: repository = "…" in the settings file.')
-    return Repository.open(settings.repository, create=False)
 
 
 def is_new(path: Path) -> bool:
@@ -46,11 +38,11 @@ def find_vm(repository: Repository, text: str) -> KnownVm:
     if len(hits) == 1:
         return hits[0]
     if hits:
-        raise InputError(
+        raise Conflict(
             f"the repository has {len(hits)} VMs that '{text}' can mean", f"Say which by its UUID: {_listed(hits)}."
         )
     hint = f"It has those of {_listed(known)}." if known else "It has none yet."
-    raise InputError(f"the repository has no restore points of a VM '{text}'", hint)
+    raise NotFound(f"the repository has no restore points of a VM '{text}'", hint)
 
 
 LATEST = "@latest"
@@ -64,7 +56,7 @@ def find_sound(repository: Repository, text: str) -> Point:
     vm = find_vm(repository, text.removesuffix(LATEST)).ref
     points = repository.points(vm.uuid)
     if not points:
-        raise InputError(
+        raise Conflict(
             f"{vm.name} has no sound restore point", "'sendense points' shows what is wrong with those it has."
         )
     return points[-1]
