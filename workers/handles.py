@@ -1,4 +1,4 @@
-"""A worker process's open connections, and the nbdkits behind them."""
+"""A worker process's open connections."""
 
 import os
 import threading
@@ -7,13 +7,15 @@ from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from sendense.errors import ExportGone, InputError, NoSuchExport
+from sendense.errors import ConnectionsTaken, ExportGone, InputError, NoSuchExport
+from sendense.exports import reach
 from sendense.jobs.ledger import Ledger, LedgerUnavailable
+from sendense.jobs.slots import Slots
 from sendense.models import JobSpec
 from sendense.nbd.connect import Beat, Connection, connect
 from sendense.nbd.uri import parse
 from sendense.settings import Settings
-from workers.source import OpenDisk, open_disk
+from workers.disks import SLOT_MARGIN_SECONDS, Disks
 
 MOST_JOBS = 4
 """Disks that a process keeps open: a VM's, when its batches take turns."""
@@ -27,16 +29,13 @@ HOLD_SECONDS = 8.0
 
 @dataclass(slots=True)
 class _Open:
-    """The connections of one job, by URI, and its disk."""
+    """The connections of one job to NBD servers, by URI."""
 
     links: dict[str, Connection] = field(default_factory=dict)
-    disk: OpenDisk | None = None
 
     def close(self) -> None:
         for connection in self.links.values():
             connection.close()
-        if self.disk:
-            self.disk.close()
 
 
 class Handles:
@@ -44,13 +43,15 @@ class Handles:
     Connections of one process, opened after the fork, kept between the batches of a job until that is closed.
 
     A broken connection or a fork drops them: a handle is never shared, and never outlives its doubt. A thread closes
-    those of ended jobs while the process has nothing to do; the ledger knows meanwhile who has which job's open.
+    those of ended jobs, and those that others wait for, while the process has nothing to do; the ledger knows meanwhile
+    who has which job's open. `watch` is the thread's ledger, over a client that does not try again.
     """
 
-    def __init__(self, ledger: Ledger, settings: Settings, worker: str) -> None:
-        self._ledger, self._settings, self._worker = ledger, settings, worker
+    def __init__(self, ledger: Ledger, watch: Ledger, settings: Settings, worker: str) -> None:
+        self._ledger, self._watch, self._settings, self._worker = ledger, watch, settings, worker
         self._pid = 0
         self._open: OrderedDict[str, _Open] = OrderedDict()
+        self._disks = self._no_disks()
         self.busy = threading.Lock()
         """Held while a task uses the connections."""
 
@@ -58,16 +59,8 @@ class Handles:
         """The job's connection to its source: an NBD server, or a VM's disk through an nbdkit of this process."""
         if not spec.disk:
             return self._link(spec, spec.source, beat)
-        job = self._job(spec)
-        if job.disk and not (job.disk.disk == spec.disk and _usable(job.disk.connection)):  # of another snapshot, say
-            job.disk.close()
-            job.disk = None
-        if not job.disk:
-            site = self._settings.sites.get(spec.disk.site)
-            if not site:
-                raise InputError(f"site {spec.disk.site}: not in this machine's settings", "Add [sites.NAME] there.")
-            job.disk = open_disk(site, spec.disk, beat)
-        return job.disk.connection
+        self._job(spec)
+        return self._disks.open(spec.of or spec.id, spec.disk, _usable, beat)
 
     def target(self, spec: JobSpec, beat: Beat) -> Connection:
         """The job's connection to its target."""
@@ -75,17 +68,24 @@ class Handles:
 
     def words(self, spec: JobSpec) -> str:
         """What the job's own nbdkit said last."""
-        job = self._open.get(spec.of or spec.id)
-        return job.disk.words() if job and job.disk else ""
+        return self._disks.words(spec.of or spec.id)
+
+    def lost(self, spec: JobSpec) -> ConnectionsTaken | None:
+        """What to say of a disk that was closed while it was used, as its slot was lost; None where it was not."""
+        return self._disks.lost(spec.of or spec.id)
 
     def drop(self, spec: JobSpec) -> None:
         """Close the job's connections."""
         self._close(spec.of or spec.id)
 
     def tidy(self) -> None:
-        """Close the connections of jobs that need them no more."""
-        for name in [name for name in self._open if self._ledger.is_closed(name)]:
+        """After a task: close the connections of jobs that need them no more, and those that others wait for."""
+        self._tidy(self._ledger, idle=False)
+
+    def _tidy(self, ledger: Ledger, *, idle: bool) -> None:
+        for name in [name for name in self._open if ledger.is_closed(name)]:
             self._close(name)
+        self._disks.make_way(idle=idle)
 
     def _link(self, spec: JobSpec, uri: str, beat: Beat) -> Connection:
         links = self._job(spec).links
@@ -95,7 +95,7 @@ class Handles:
             found = None
         if not found:
             try:
-                found = links[uri] = connect(parse(uri), self._settings.connect_timeout, beat)
+                found = links[uri] = connect(parse(reach(uri, self._settings)), self._settings.connect_timeout, beat)
             except NoSuchExport as exc:
                 if spec.part_of and not spec.solo:  # of the hub, which puts it back when its daemon was started again
                     raise ExportGone(exc.uri, exc.detail, exc.state) from exc
@@ -106,6 +106,7 @@ class Handles:
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self._open.clear()
+            self._disks = self._no_disks()
             threading.Thread(target=self._keep_tidy, name="handles", daemon=True).start()
         name = spec.of or spec.id
         job = self._open.setdefault(name, _Open())
@@ -118,20 +119,31 @@ class Handles:
     def _close(self, name: str) -> None:
         if job := self._open.pop(name, None):
             job.close()
+            self._disks.close(name)
             with suppress(*LedgerUnavailable):
                 self._ledger.let_go(name, self._me)
 
     def _keep_tidy(self) -> None:
+        hopes = (*LedgerUnavailable, InputError)  # also a wrong password, which somebody may correct
         while True:
             time.sleep(TIDY_SECONDS)
-            with suppress(*LedgerUnavailable):
+            with suppress(*hopes):
+                self._disks.keep()
+            self._disks.end_overdue()
+            with suppress(*hopes):
                 for name in list(self._open):
-                    self._ledger.hold(name, self._me, HOLD_SECONDS)
+                    self._watch.hold(name, self._me, HOLD_SECONDS)
                 if self.busy.acquire(blocking=False):
                     try:
-                        self.tidy()
+                        self._tidy(self._watch, idle=True)
                     finally:
                         self.busy.release()
+            self._disks.end_overdue()
+
+    def _no_disks(self) -> Disks:
+        seconds = self._settings.claim_seconds + SLOT_MARGIN_SECONDS
+        slots, watch = (Slots(ledger.client, seconds) for ledger in (self._ledger, self._watch))
+        return Disks(slots, watch, self._settings, self._me)
 
     @property
     def _me(self) -> str:

@@ -29,7 +29,8 @@ def _settings() -> Settings:
 
 @lru_cache
 def _handles() -> Handles:
-    return Handles(_ledger(), _settings(), WORKER)
+    watch = Ledger(connect_redis(REDIS_URL, retries=0))
+    return Handles(_ledger(), watch, _settings(), WORKER)
 
 
 @lru_cache
@@ -50,12 +51,16 @@ def _context() -> "Context":
 def survey(self: Any, job: str) -> None:
     """Look at a job's endpoints and plan it."""
     with _handles().busy:
-        run_survey(_ledger(), _handles(), _settings(), job, _me(self))
+        is_due_again = run_survey(_ledger(), _handles(), _settings(), job, _me(self))
         _handles().tidy()
-    _tell_coordinator(_ledger().spec(job))
+    spec = _ledger().spec(job)
+    if is_due_again and spec:
+        broker.send_survey(app, spec)
+    else:
+        _tell_coordinator(spec)
 
 
-@app.task(name=queues.COPY_EXTENTS, bind=True)
+@app.task(name=queues.COPY_EXTENTS, bind=True, Request="workers.request:CopyRequest")
 def copy_extents(self: Any, job: str, batch: int, epoch: int) -> str:
     """Copy one batch."""
     with _handles().busy:
@@ -84,12 +89,22 @@ def advance(self: Any, job: str, place: queues.Place) -> None:
     advance(_context(), job, place, _me(self))
 
 
+@app.task(name=queues.ANSWER, time_limit=STEP_SECONDS)
+def answer(question: str) -> None:
+    """Answer a question about this site."""
+    from sendense.coordinator.asking import answer
+
+    answer(_context(), question)
+
+
 def _advance(job: str, epoch: int, window: int) -> None:
     ledger = _ledger()
     spec, progress = ledger.spec(job), ledger.progress(job)
     if not spec or not progress:
         return
-    state = driver.advance(ledger, job, epoch, window, broker.chord_dispatch(app, spec, progress.batches, window))
+    state = driver.advance(
+        ledger, job, epoch, window, broker.chord_dispatch(app, ledger, spec, progress.batches, window)
+    )
     if state in ("copied", "failed"):
         _tell_coordinator(spec)
 

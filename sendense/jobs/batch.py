@@ -9,7 +9,7 @@ import logging
 from contextlib import suppress
 from typing import Protocol
 
-from sendense.errors import ClaimLost, EndpointError, ReadFailed, SendenseError, StalledRequest
+from sendense.errors import ClaimLost, ConnectionsTaken, EndpointError, ReadFailed, SendenseError, StalledRequest
 from sendense.extents import Extent
 from sendense.jobs.claim import ClaimKeeper
 from sendense.jobs.ledger import Claim, Ledger, LedgerUnavailable, Rest
@@ -28,6 +28,13 @@ log = logging.getLogger(__name__)
 DIAGNOSIS_SECONDS = 5.0
 """Time for the doctor's look at a server that stalled: it answers within milliseconds, or not at all."""
 
+DEFER_SECONDS = 1.0
+"""Until a batch that found no connection is asked for again: the tick of two seconds sees to it."""
+
+FAILED, TRIED_AGAIN, WAITS = "failed", "to be tried again", "waits for a connection"
+PARTLY = "recorded, but for what could not be read"
+"""How the words begin that say what came of a batch, where not all of it was stored; the reason follows."""
+
 
 class Handles(Protocol):
     """A process's open connections."""
@@ -44,10 +51,13 @@ class Handles(Protocol):
     def words(self, spec: JobSpec) -> str:
         """What the source's server said last, where it is a child of this process."""
 
+    def lost(self, spec: JobSpec) -> ConnectionsTaken | None:
+        """What to say of a source that was closed while it was used, as its connection is another's by now."""
+
 
 def run_batch(ledger: Ledger, handles: Handles, settings: Settings, job: str, batch: int, epoch: int, me: str) -> str:
     """
-    Claim, copy, flush, record. Returns in a word what came of it, for the log; ordinary failures are recorded.
+    Claim, copy, flush, record. Returns in words what came of it, for operators; ordinary failures are recorded.
 
     `me` names this process and this call, and no other.
     """
@@ -59,14 +69,20 @@ def run_batch(ledger: Ledger, handles: Handles, settings: Settings, job: str, ba
     try:
         try:
             outcome = _transfer(handles, settings, spec, claim, keeper)
-        except SendenseError as exc:
-            said = handles.words(spec)
+        except (ClaimLost, ConnectionsTaken):
             handles.drop(spec)
-            raise _diagnosed(exc, keeper, said) from exc
+            raise
+        except SendenseError as exc:
+            said, taken = handles.words(spec), handles.lost(spec)
+            handles.drop(spec)
+            raise taken or _diagnosed(exc, keeper, said) from exc
     except ClaimLost:
         with suppress(*LedgerUnavailable):  # then it lapses
             ledger.abandon(claim, keeper.copied)
         return "claim lost"
+    except ConnectionsTaken as exc:
+        ledger.defer(claim, keeper.copied, DEFER_SECONDS, str(exc))
+        return f"{WAITS}: {exc}"
     except SendenseError as exc:
         return _give_back(ledger, settings, claim, exc, keeper.copied)
     return _record(ledger, settings, spec, claim, outcome)
@@ -107,7 +123,7 @@ def _record(ledger: Ledger, settings: Settings, spec: JobSpec, claim: Claim, out
     ours = ledger.record(claim, outcome.digest, outcome.copied, data, outcome.retries, rest)
     if not ours:
         return "claim lost"
-    return "recorded, but for what could not be read" if rest else "recorded"
+    return f"{PARTLY}: {rest.failure.error}: {rest.failure.message}" if rest else "recorded"
 
 
 def _rest(settings: Settings, spec: JobSpec, claim: Claim, outcome: Outcome) -> Rest:
@@ -142,7 +158,7 @@ def _give_back(ledger: Ledger, settings: Settings, claim: Claim, exc: SendenseEr
         "a batch failed", extra={"action": "batch_failed", "job_id": claim.job, "batch": claim.batch, "error": str(exc)}
     )
     ledger.release(claim, _failure(claim, exc), copied, delay, end_job=end_job)
-    return "failed" if delay is None else "failed, to be tried again"
+    return f"{FAILED if delay is None else TRIED_AGAIN}: {type(exc).__name__}: {exc}"
 
 
 def _failure(claim: Claim, exc: SendenseError) -> Failure:

@@ -7,21 +7,28 @@ from celery import Celery, chord
 from celery.backends.redis import RedisBackend
 from kombu.exceptions import OperationalError
 
+from sendense.jobs import access
 from sendense.jobs.driver import Dispatch
-from sendense.jobs.ledger import LedgerUnavailable
+from sendense.jobs.ledger import Ledger, LedgerUnavailable
 from sendense.jobs.queues import (
     ADVANCE,
+    ALONE_PRIORITY,
+    ANSWER,
+    BATCH_PRIORITY,
     COPY_EXTENTS,
     FILL_POOL,
     HUB_QUEUE,
+    PRIORITY_STEPS,
     SETTLE,
     SETTLE_AFTER_LOSS,
     SURVEY,
+    SURVEY_PRIORITY,
     Place,
     site_queue,
 )
 from sendense.models import JobSpec
 from sendense.settings import load_settings
+from sendense.units import show_bytes
 
 App = Celery
 
@@ -43,9 +50,12 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery has no types
 
 @lru_cache
 def make_app(redis_url: str) -> Celery:
-    """The Celery application on the Redis at `redis_url`."""
+    """The Celery application on the Redis at `redis_url`, with the password and the certificates of the settings."""
     settings = load_settings()
     address = redis_url.replace("unix://", "socket://", 1)  # Celery's name for it
+    if access.password_file(redis_url, settings):
+        address += f"?credential_provider={access.HUB_PASSWORD}"
+    tls = access.tls_options(redis_url, settings) or None
     broker = f"redis+{address}" if address.startswith("socket://") else address
     backend = f"{ResultBackend.__module__}:{ResultBackend.__name__}+{address}"
     app = Celery("sendense", broker=broker, backend=backend, set_as_current=False)
@@ -55,9 +65,13 @@ def make_app(redis_url: str) -> Celery:
         task_serializer="json",
         result_serializer="json",
         broker_connection_retry_on_startup=True,
+        broker_use_ssl=tls,
+        redis_backend_use_ssl=tls,
         broker_transport_options={
             # Longer than the longest task: recovery is the ledger's, a redelivery would only make duplicates.
             "visibility_timeout": 4 * settings.task_time_limit,
+            "priority_steps": PRIORITY_STEPS,
+            "queue_order_strategy": "round_robin",  # the queues of one worker take turns, within each priority
             "socket_timeout": 10,
             "socket_connect_timeout": 5,
         },
@@ -84,32 +98,57 @@ def grow_pool(app: Celery, processes: int) -> None:
 
 def send_survey(app: Celery, spec: JobSpec) -> None:
     """Ask the job's site for a survey."""
-    app.send_task(SURVEY, (spec.id,), queue=site_queue(spec.site, solo=spec.solo), argsrepr=f"{spec.name} · survey")
+    app.send_task(
+        SURVEY,
+        (spec.id,),
+        queue=site_queue(spec.site, solo=spec.solo),
+        argsrepr=f"{spec.name} · survey",
+        priority=SURVEY_PRIORITY,
+    )
 
 
-def send_advance(app: Celery, job: str, name: str, place: Place, queue: str, expires: float | None = None) -> None:
-    """Have a job's next step run at its place; a message that nobody took for `expires` seconds is dropped."""
-    app.send_task(ADVANCE, (job, place), queue=queue, argsrepr=f"{name} · job {job}", expires=expires)
+def send_advance(app: Celery, job: str, name: str, place: Place, queue: str) -> None:
+    """
+    Have a job's next step run at its place. A message too many does nothing.
+
+    Without Celery's expiry, which compares the clocks of two machines: an appliance's that is wrong would drop it.
+    """
+    app.send_task(ADVANCE, (job, place), queue=queue, argsrepr=f"{name} · job {job}")
 
 
-def chord_dispatch(app: Celery, spec: JobSpec, total: int, window: int) -> Dispatch:
+def send_answer(app: Celery, question: str, label: str, queue: str) -> None:
+    """Have a question answered by whoever reads the queue."""
+    app.send_task(ANSWER, (question,), queue=queue, argsrepr=label)
+
+
+def chord_dispatch(app: Celery, ledger: Ledger, spec: JobSpec, total: int, window: int) -> Dispatch:
     """Sends a window as a chord whose body, or errback, drives on. `total` is the number of batches, for people."""
 
-    def dispatch(job: str, batches: list[int], epoch: int) -> None:
+    def dispatch(job: str, batches: list[int], epoch: int, alone: bool) -> None:
         settle = {"job": job, "epoch": epoch, "window": window}
-        body = app.signature(SETTLE, kwargs=settle, immutable=True, queue=HUB_QUEUE, ignore_result=True)
-        body.on_error(app.signature(SETTLE_AFTER_LOSS, kwargs=settle, queue=HUB_QUEUE, ignore_result=True))
+        options = {"queue": HUB_QUEUE, "ignore_result": True, "argsrepr": f"{spec.name} · next window"}
+        body = app.signature(SETTLE, kwargs=settle, immutable=True, **options)
+        body.on_error(app.signature(SETTLE_AFTER_LOSS, kwargs=settle, **options))
         header = [
             app.signature(
                 COPY_EXTENTS,
                 args=(job, batch, epoch),
                 immutable=True,
                 queue=site_queue(spec.site, solo=spec.solo),
+                priority=ALONE_PRIORITY if alone else BATCH_PRIORITY,
                 ignore_result=True,
-                argsrepr=f"{spec.name} · batch {batch + 1}/{total}",
+                # For people; and so is `retries`, by which Celery itself retries nothing here.
+                argsrepr=_label(f"{spec.name} · batch {batch + 1}/{total}", attempt, data),
+                retries=attempt - 1,
             )
-            for batch in batches
+            for batch, (attempt, data) in zip(batches, ledger.next_attempts(job, batches), strict=True)
         ]
         chord(header, app=app)(body)
 
     return dispatch
+
+
+def _label(batch: str, attempt: int, data: int) -> str:
+    """Of a batch in Flower, which cuts off what is long: so what matters most comes first."""
+    again = f" · attempt {attempt}" if attempt > 1 else ""
+    return f"{batch}{again} · {show_bytes(data) if data else 'zeroes'}"

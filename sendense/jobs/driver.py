@@ -28,17 +28,20 @@ LAPSE_GRACE_SECONDS = 1.0
 SURVEY_SILENCE_SECONDS = 20.0
 """A survey that says nothing for so long is lost with its process: its beat is every two seconds."""
 
-Dispatch = Callable[[str, list[int], int], None]
-"""Sends one window: job, batches, epoch."""
+Dispatch = Callable[[str, list[int], int, bool], None]
+"""Sends one window: job, batches, epoch, and whether nothing else of the job is out, so that it goes ahead of others.
+
+So a small job starts beside a huge one. The huge one is not starved: a window that nobody claims is sent again after
+SENT_PATIENCE_SECONDS, and is then alone."""
 
 
 def advance(ledger: Ledger, job: str, epoch: int, window: int, dispatch: Dispatch) -> JobState | None:
     """Send windows while there is room for one; returns the job's state."""
     while True:
-        state, batches = ledger.take(job, epoch, window)
+        state, batches, alone = ledger.take(job, epoch, window)
         if not batches:
             return state
-        dispatch(job, batches, epoch)
+        dispatch(job, batches, epoch, alone)
 
 
 def tick(

@@ -6,7 +6,7 @@ whose answer was lost is simply made again. A job that is not there has no state
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from importlib import resources
 from itertools import islice
@@ -19,8 +19,10 @@ from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
 from redis.retry import Retry
 
 from sendense.extents import Extent, pack, total, unpack
+from sendense.jobs import access
 from sendense.jobs.plan import Batch
 from sendense.models import Activity, Failure, JobSpec, JobState, Progress, Survey
+from sendense.settings import Settings, load_settings
 
 SOCKET_SECONDS = 2.0
 """Longest wait for one answer of Redis."""
@@ -33,6 +35,9 @@ PLAN_CHUNK = 256
 
 AREAS_CHUNK = 4096
 """Extents of a disk's areas in one value: 64 KiB."""
+
+SHORT_SECONDS = 10.0
+"""A job that said for so long of nothing that it waits for a connection has one, or is gone."""
 
 OPEN_SECONDS = 60
 """That nobody holds a job's connections needs no record."""
@@ -49,6 +54,14 @@ class Claim(NamedTuple):
     owner: str
     attempt: int
     extents: list[Extent]
+
+
+class Window(NamedTuple):
+    """Batches that were just marked as sent, and the job's state. `alone`: nothing else of the job is out."""
+
+    state: JobState | None
+    batches: list[int]
+    alone: bool
 
 
 class Record(NamedTuple):
@@ -69,14 +82,22 @@ class Rest(NamedTuple):
     delay: float | None
 
 
-def connect(url: str, retries: int = RETRIES) -> "redis.Redis":
-    """A client whose calls end: SOCKET_SECONDS for each try."""
-    return redis.Redis.from_url(
-        url,
-        socket_timeout=SOCKET_SECONDS,
-        socket_connect_timeout=SOCKET_SECONDS,
-        retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), retries),
-        retry_on_error=list(LedgerUnavailable),
+def connect(url: str, retries: int = RETRIES, settings: Settings | None = None) -> "redis.Redis":
+    """
+    A client whose calls end: SOCKET_SECONDS for each try.
+
+    The settings, of this process unless given, say where the password and the certificates are (`jobs.access`). What is
+    wrong with those is an InputError, of this or of any call.
+    """
+    return redis.Redis.from_pool(
+        access.pool(
+            url,
+            settings or load_settings(),
+            socket_timeout=SOCKET_SECONDS,
+            socket_connect_timeout=SOCKET_SECONDS,
+            retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), retries),
+            retry_on_error=list(LedgerUnavailable),
+        )
     )
 
 
@@ -248,11 +269,34 @@ class Ledger:
         """Have every task of the job stop at its next request."""
         self._redis.hset(_key(job, "job"), "state", "stopped")
 
-    def take(self, job: str, epoch: int, window: int) -> tuple[JobState | None, list[int]]:
-        """Move the next window of batches to `sent`; returns the job's state and their numbers."""
-        answer = cast(list[bytes | None], self._run("take", job, epoch, window))
-        state = cast(JobState, answer[0].decode()) if answer and answer[0] else None
-        return state, [int(batch) for batch in answer[1:] if batch]
+    def pause(self, job: str, paused: bool) -> None:
+        """
+        Hand out no more batches until told to go on; those under way end.
+
+        The messages that were refused meanwhile are gone, so going on means that whatever was sent is to do again.
+        """
+        self._run("pause", job, int(paused))
+
+    def is_paused(self, job: str) -> bool:
+        """Whether the job was told to pause, and not to go on."""
+        return self._get(job, "paused") is not None
+
+    def take(self, job: str, epoch: int, window: int) -> Window:
+        """Move the next window of batches to `sent`."""
+        answer = cast(list[Any], self._run("take", job, epoch, window))
+        state = cast(JobState, answer[0].decode()) if answer[0] else None
+        return Window(state, [int(batch) for batch in answer[2:]], alone=bool(answer[1]))
+
+    def next_attempts(self, job: str, batches: Sequence[int]) -> list[tuple[int, int]]:
+        """Of each of these batches the number of its next attempt, from 1, and its bytes of data."""
+        names = list(map(str, batches))
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hmget(_key(job, "attempts"), names)
+            pipe.hmget(_key(job, "plan"), names)
+            attempts, plan = pipe.execute()
+        return [
+            (int(made or 0) + 1, total(unpack(packed), zero=False)) for made, packed in zip(attempts, plan, strict=True)
+        ]
 
     def claim(self, job: str, batch: int, epoch: int, owner: str, seconds: float) -> Claim | None:
         """The right to copy a batch that was sent, counted as an attempt; None when it is not to be had."""
@@ -283,6 +327,36 @@ class Ledger:
         """Give a claim back that its job's stop, or the loss of the claim itself, made useless."""
         return bool(self._run("abandon", claim.job, claim.batch, claim.owner, copied))
 
+    def defer(self, claim: Claim, copied: int, delay: float, why: str) -> bool:
+        """Give a batch back that cannot be copied for `delay` seconds though nothing failed; no attempt is counted."""
+        return bool(self._run("defer", claim.job, claim.batch, claim.owner, copied, delay, why))
+
+    def defer_survey(self, job: str, why: str) -> None:
+        """Say that the job's survey cannot be made now though nothing failed: nobody is at work on it."""
+        with self._redis.pipeline() as pipe:
+            pipe.hset(_key(job, "job"), mapping={"short": why, "short_at": self._now()})
+            pipe.hdel(_key(job, "job"), "surveyor")
+            pipe.execute()
+
+    def shortage(self, job: str) -> str:
+        """What the job waits for; empty when it does not, or has some of it."""
+        why, since = self._get(job, "short"), float(self._get(job, "short_at") or 0)
+        if not why or self._now() - since > SHORT_SECONDS or self._redis.exists(_key(job, "owners")):
+            return ""
+        return why.decode()
+
+    def disown(self, job: str, worker: str) -> int:
+        """
+        Put back at once what a worker's processes had claimed, without a failure; returns how many batches.
+
+        They have to be dead: each batch is somebody else's from now on.
+        """
+        return int(self._run("disown", job, worker))
+
+    def moved(self) -> dict[str, int]:
+        """Bytes that each worker ever moved, by its name."""
+        return _by_worker(self._redis.hgetall("sendense:moved"))
+
     def sweep(
         self, job: str, epoch: int, attempts: int, patience: float, idle: float, grace: float
     ) -> list[tuple[int, str]]:
@@ -298,7 +372,8 @@ class Ledger:
             pipe.hgetall(_key(job, "progress"))
             pipe.zcard(_key(job, "sent"))
             pipe.hlen(_key(job, "failed"))
-            fields, owners, moved, waiting, failed = pipe.execute()
+            pipe.hgetall(_key(job, "workers"))
+            fields, owners, moved, waiting, failed, workers = pipe.execute()
         if b"state" not in fields:
             return None
         names = ("size", "data", "zero", "done", "already_done", "copied", "batches", "batches_done")
@@ -307,7 +382,8 @@ class Ledger:
             Activity(batch=int(batch), worker=owner.decode(), done=int(moved.get(batch, 0)))
             for batch, owner in sorted(owners.items(), key=lambda item: int(item[0]))
         ]
-        return Progress(state=fields[b"state"].decode(), waiting=waiting, failed=failed, active=active, **counts)
+        state, by_worker = fields[b"state"].decode(), _by_worker(workers)
+        return Progress(state=state, waiting=waiting, failed=failed, active=active, by_worker=by_worker, **counts)
 
     def seconds(self, job: str) -> float:
         """Seconds from the start of the latest run to the end of its copying, by Redis's clock; 0 while it runs."""
@@ -355,14 +431,18 @@ class Ledger:
     def _scripts(self) -> dict[str, Script]:
         folder = resources.files("sendense.jobs") / "scripts"
         prelude = (folder / "prelude.lua").read_text()
-        names = ("begin", "take", "claim", "renew", "record", "release", "abandon", "sweep", "reopen")
+        names = "begin take claim renew record release abandon defer disown pause sweep reopen".split()
         return {name: self._redis.register_script(prelude + (folder / f"{name}.lua").read_text()) for name in names}
 
 
 _PARTS = (
     *("job", "plan", "todo", "sent", "claims", "owners", "attempts", "progress"),
-    *("later", "failed", "failures", "done", "writers", "areas", "open"),
+    *("later", "failed", "failures", "done", "writers", "areas", "open", "workers"),
 )
+
+
+def _by_worker(found: Any) -> dict[str, int]:
+    return {worker.decode(): int(count) for worker, count in sorted(cast(dict[bytes, bytes], found).items())}
 
 
 def _key(job: str, part: str) -> str:

@@ -1,9 +1,13 @@
-"""Which workers live: each says so every two seconds, under a key that lapses; and which processes must end."""
+"""Which workers and nodes live: each says so every two seconds, under a key that lapses; and which must end."""
 
+from collections.abc import Callable
 from typing import cast
 
 import redis
 from pydantic import BaseModel, ConfigDict
+
+from sendense.jobs.queues import control_queue
+from sendense.models import Node
 
 PRESENCE_SECONDS = 10
 """A worker's main process that said nothing for so long is stopped, gone or cut off: five heartbeats."""
@@ -11,7 +15,7 @@ PRESENCE_SECONDS = 10
 CONDEMNED_SECONDS = 60
 """A request to kill a process that its worker's supervisor did not read by then is forgotten: the worker is gone."""
 
-_WORKERS = "sendense:workers"
+_WORKERS, _NODES, _DRAINED = "sendense:workers", "sendense:nodes", "sendense:drained"
 
 
 class Worker(BaseModel):
@@ -21,7 +25,10 @@ class Worker(BaseModel):
 
     name: str
     queues: list[str]
+    """Those that it reads: none once it only ends what it has."""
     processes: int
+    active: int = 0
+    """Tasks under way."""
 
 
 def announce(client: "redis.Redis", worker: Worker) -> None:
@@ -32,23 +39,84 @@ def announce(client: "redis.Redis", worker: Worker) -> None:
         pipe.execute()
 
 
+def withdraw(client: "redis.Redis", worker: str) -> None:
+    """Forget what a worker of this name said: it is not there yet, or any more."""
+    client.delete(_key(worker))
+
+
 def is_present(client: "redis.Redis", worker: str) -> bool:
     """Whether the worker said so within PRESENCE_SECONDS."""
     return bool(client.exists(_key(worker)))
 
 
+def get_worker(client: "redis.Redis", name: str) -> Worker | None:
+    """A worker, if it lives."""
+    text = cast(bytes | None, client.get(_key(name)))
+    return Worker.model_validate_json(text) if text else None
+
+
 def present(client: "redis.Redis") -> list[Worker]:
     """The workers that live."""
-    names = sorted(name.decode() for name in cast(set[bytes], client.smembers(_WORKERS)))
-    texts = cast(list[bytes | None], client.mget([_key(name) for name in names])) if names else []
-    if gone := [name for name, text in zip(names, texts, strict=True) if not text]:
-        client.srem(_WORKERS, *gone)
-    return [Worker.model_validate_json(text) for text in texts if text]
+    return [Worker.model_validate_json(text) for text in _living(client, _WORKERS, _key)]
 
 
 def processes(client: "redis.Redis", queue: str) -> int:
     """Processes of all living workers that read a queue."""
     return sum(worker.processes for worker in present(client) if queue in worker.queues)
+
+
+def controlled_sites(client: "redis.Redis") -> set[str]:
+    """The sites whose vCenter somebody speaks to."""
+    prefix = control_queue("")
+    queues = {queue for worker in present(client) for queue in worker.queues}
+    return {queue.removeprefix(prefix) for queue in queues if queue.startswith(prefix)}
+
+
+def announce_node(client: "redis.Redis", node: Node) -> None:
+    """Say that this node lives, and how it is."""
+    with client.pipeline() as pipe:
+        pipe.set(_node(node.name), node.model_dump_json(), ex=PRESENCE_SECONDS)
+        pipe.sadd(_NODES, node.name)
+        pipe.execute()
+
+
+def withdraw_node(client: "redis.Redis", name: str) -> None:
+    """Say that it ends."""
+    client.delete(_node(name))
+
+
+def nodes(client: "redis.Redis") -> list[Node]:
+    """The nodes that live."""
+    return [Node.model_validate_json(text) for text in _living(client, _NODES, _node)]
+
+
+def drained(client: "redis.Redis") -> set[str]:
+    """The nodes that were told to take no more work, living or not."""
+    return {name.decode() for name in cast(set[bytes], client.smembers(_DRAINED))}
+
+
+def set_drained(client: "redis.Redis", name: str, drained: bool) -> None:
+    """Tell a node to take no more work, or to take work again; it is told so until told otherwise."""
+    if drained:
+        client.sadd(_DRAINED, name)
+    else:
+        client.srem(_DRAINED, name)
+
+
+def hold(client: "redis.Redis", thing: str, holder: str) -> bool:
+    """Have something that one at a time may have, until PRESENCE_SECONDS after the last call; False: another has it."""
+    key = _held(thing)
+    before = cast(bytes | None, client.set(key, holder, nx=True, get=True, ex=PRESENCE_SECONDS))
+    if before is not None and before.decode() != holder:
+        return False
+    client.expire(key, PRESENCE_SECONDS)
+    return True
+
+
+def let_go(client: "redis.Redis", thing: str, holder: str) -> None:
+    """Let others have it at once."""
+    if client.get(_held(thing)) == holder.encode():
+        client.delete(_held(thing))
 
 
 def condemn(client: "redis.Redis", owner: str) -> None:
@@ -64,6 +132,23 @@ def take_condemned(client: "redis.Redis", worker: str) -> list[int]:
     """The processes of a worker that are to be killed, by its supervisor; each is told once."""
     found = cast(list[bytes] | None, client.lpop(_condemned(worker), 100))
     return [int(pid) for pid in found or []]
+
+
+def _living(client: "redis.Redis", index: str, key: Callable[[str], str]) -> list[bytes]:
+    """What those in an index that live say of themselves; the others are taken out of it."""
+    names = sorted(name.decode() for name in cast(set[bytes], client.smembers(index)))
+    texts = cast(list[bytes | None], client.mget(list(map(key, names)))) if names else []
+    if gone := [name for name, text in zip(names, texts, strict=True) if not text]:
+        client.srem(index, *gone)
+    return [text for text in texts if text]
+
+
+def _held(thing: str) -> str:
+    return f"sendense:held:{thing}"
+
+
+def _node(name: str) -> str:
+    return f"sendense:node:{name}"
 
 
 def _key(worker: str) -> str:

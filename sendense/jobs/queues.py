@@ -11,9 +11,17 @@ FILL_POOL = "fill_pool"
 """Remote control command of the project's own worker."""
 
 ADVANCE = "sendense.advance"
+ANSWER = "sendense.answer"
 
 Place = Literal["hub", "control"]
 """Where a step of a user's job runs: at the hub, or by the control worker of the job's site."""
+
+PRIORITY_STEPS = [0, 3, 6]
+"""Priorities within a queue; 0 goes first (kombu keeps a list for each in Redis, and asks them in this order)."""
+
+SURVEY_PRIORITY, ALONE_PRIORITY, BATCH_PRIORITY = PRIORITY_STEPS
+"""Of surveys, which are short and somebody waits for; of a job's batches when nothing else of it is out, as at its
+start; and of all other batches. What has no priority, as all that goes to the hub, has the first."""
 
 HUB: Place = "hub"
 HUB_QUEUE = "hub"

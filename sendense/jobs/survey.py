@@ -2,7 +2,15 @@
 
 import time
 
-from sendense.errors import ClaimLost, InputError, SendenseError, SourceChanged, TargetReadOnly, TargetTooSmall
+from sendense.errors import (
+    ClaimLost,
+    ConnectionsTaken,
+    InputError,
+    SendenseError,
+    SourceChanged,
+    TargetReadOnly,
+    TargetTooSmall,
+)
 from sendense.jobs.batch import Handles, failure_of
 from sendense.jobs.ledger import Ledger
 from sendense.jobs.plan import plan
@@ -12,28 +20,34 @@ from sendense.nbd.connect import Connection
 from sendense.settings import Settings
 
 
-def run_survey(ledger: Ledger, handles: Handles, settings: Settings, job: str, me: str) -> None:
+def run_survey(ledger: Ledger, handles: Handles, settings: Settings, job: str, me: str) -> bool:
     """
     Open the endpoints, and unless it was done before, plan the job's areas, or all that the source maps.
 
-    What is wrong ends the job with its failure recorded.
+    What is wrong ends the job with its failure recorded. Returns whether it has to be asked for again: the site has no
+    connection for it now.
 
     The handles stay open for the copy: an export that takes one client may end when that client leaves. `me` names this
     process and this call.
     """
     spec = ledger.spec(job)
     if not spec or ledger.state(job) != "preparing":  # its message came twice
-        return
+        return False
     try:
         _survey(ledger, handles, settings, spec, me)
     except ClaimLost:
         handles.drop(spec)
     except SendenseError as exc:
+        taken = exc if isinstance(exc, ConnectionsTaken) else handles.lost(spec)
         handles.drop(spec)
         if not _is_ours(ledger, spec):
-            return
+            return False
+        if taken:
+            ledger.defer_survey(job, str(taken))
+            return True
         failure = failure_of(exc)
         ledger.fail(job, failure.model_copy(update={"usage": isinstance(exc, InputError)}))
+    return False
 
 
 def _survey(ledger: Ledger, handles: Handles, settings: Settings, spec: JobSpec, me: str) -> None:

@@ -22,7 +22,7 @@ import pytest
 from sendense.extents import Extent
 from sendense.jobs import broker, driver, presence
 from sendense.jobs.plan import batch_of
-from sendense.jobs.queues import COPY_EXTENTS, HUB_QUEUE, site_queue
+from sendense.jobs.queues import COPY_EXTENTS, HUB_QUEUE, PRIORITY_STEPS, site_queue
 from sendense.models import JobSpec, Progress, Survey
 from sendense.units import KiB
 from tests.hub import Hub, open_hub, places
@@ -78,11 +78,11 @@ class Site:
     def begin(self, window: int, copies: int = 1) -> int:
         """Begin the job and send its first windows, `copies` times each; returns the epoch."""
         epoch = self.ledger.begin(self.spec)
-        send = broker.chord_dispatch(self.app, self.spec, BATCHES, window)
+        send = broker.chord_dispatch(self.app, self.ledger, self.spec, BATCHES, window)
 
-        def dispatch(job: str, batches: list[int], epoch: int) -> None:
+        def dispatch(job: str, batches: list[int], epoch: int, alone: bool) -> None:
             for _ in range(copies):
-                send(job, batches, epoch)
+                send(job, batches, epoch, alone)
 
         driver.advance(self.ledger, JOB, epoch, window, dispatch)
         return epoch
@@ -93,7 +93,7 @@ class Site:
 
     def tick_until_copied(self, epoch: int, window: int) -> None:
         """What the job's coordinator does: tick until all is copied."""
-        dispatch = broker.chord_dispatch(self.app, self.spec, BATCHES, window)
+        dispatch = broker.chord_dispatch(self.app, self.ledger, self.spec, BATCHES, window)
         wait_for("the end", lambda: driver.tick(self.ledger, JOB, epoch, window, dispatch)[0] == "copied", TICK_SECONDS)
 
     def holder(self, batches: range) -> int:
@@ -109,9 +109,11 @@ class Site:
         return found[0]
 
     def waiting(self) -> list[dict[str, Any]]:
-        """The messages in the site's queue, oldest first."""
-        texts = cast(list[bytes], self.hub.client.lrange(site_queue(self.spec.site), 0, -1))
-        return [json.loads(text) for text in reversed(texts)]
+        """The messages in the site's queue, in the order in which they are taken."""
+        queue, found = site_queue(self.spec.site), list[bytes]()
+        for key in (queue, *(f"{queue}\x06\x16{step}" for step in PRIORITY_STEPS[1:])):  # kombu's names
+            found += reversed(cast(list[bytes], self.hub.client.lrange(key, 0, -1)))
+        return [json.loads(text) for text in found]
 
     def words(self) -> str:
         """What the worker said."""
@@ -341,7 +343,7 @@ def test_bad_sector_while_verifying(site: Site) -> None:
         site.ledger.prepare(spec)
         site.ledger.write_plan(spec.id, SURVEY, (batch_of(record.extents) for record in copied))
         epoch = site.ledger.begin(spec)
-        dispatch = broker.chord_dispatch(site.app, spec, BATCHES, WINDOW)
+        dispatch = broker.chord_dispatch(site.app, site.ledger, spec, BATCHES, WINDOW)
         driver.advance(site.ledger, spec.id, epoch, WINDOW, dispatch)
         wait_for("the read that fails", lambda: site.ledger.failures(spec.id))
         bad.unlink()
@@ -362,7 +364,8 @@ def test_messages_carry_ids_only(site: Site) -> None:
     messages = site.waiting()
     heads = [message["headers"] for message in messages]
     assert [head["task"] for head in heads] == [COPY_EXTENTS] * 4
-    assert [head["argsrepr"] for head in heads] == [f"{NAME} · batch {number}/{BATCHES}" for number in range(1, 5)]
+    labels = [f"{NAME} · batch {number}/{BATCHES} · 256 KiB" for number in range(1, 5)]
+    assert [head["argsrepr"] for head in heads] == labels
     bodies = [json.loads(base64.b64decode(message["body"])) for message in messages]
     assert [body[0] for body in bodies] == [[JOB, batch, epoch] for batch in range(4)]
     assert [body[1] for body in bodies] == [{}] * 4

@@ -38,6 +38,7 @@ from tests.hub import TIMED, Hub, age, open_hub, places
 JOB = "job1"
 SPEC = JobSpec(id=JOB, kind="copy", name="disk.qcow2", source="nbd://source/", target="nbd://target/")
 WINDOW = 3
+WORKERS = 3
 CLAIM_SECONDS = 8.0
 CLUSTER = 64 * 2**10
 
@@ -128,7 +129,7 @@ class Machine(RuleBasedStateMachine):
         """A body and a tick of an earlier run do nothing, however much is overdue."""
         before = places(self.hub.client, JOB)
 
-        def refuse(job: str, batches: list[int], epoch: int) -> None:
+        def refuse(job: str, batches: list[int], epoch: int, alone: bool) -> None:
             raise AssertionError(f"epoch {epoch} sent {batches}")
 
         age(self.hub.client, JOB, AGES)
@@ -149,6 +150,26 @@ class Machine(RuleBasedStateMachine):
         """An operator begins the job again, though nobody stopped it; the workers of the last run know nothing."""
         self.begin_again()
         return self.advance_once()
+
+    @rule(paused=st.booleans())
+    def pause(self, paused: bool) -> None:
+        """An operator pauses the job, or has it go on; whatever was sent is then to do again."""
+        was = self.ledger.is_paused(JOB)
+        self.ledger.pause(JOB, paused)
+        assert self.ledger.is_paused(JOB) == paused
+        if was and not paused:
+            assert ["sent"] not in places(self.hub.client, JOB).values()
+
+    @rule(number=st.integers(0, WORKERS - 1))
+    def disown(self, number: int) -> None:
+        """A worker ends, and its batches are put back at once. The processes that it had may still be heard of."""
+        theirs = [batch for batch, owner in self.owners.items() if owner.startswith(f"host{number}/")]
+        assert self.ledger.disown(JOB, f"host{number}") == len(theirs)
+        for batch in theirs:
+            del self.owners[batch]
+            self.attempts[batch] -= 1
+        found = places(self.hub.client, JOB)
+        assert all(found[batch] == ["todo"] for batch in theirs)
 
     # The broker.
 
@@ -228,6 +249,17 @@ class Machine(RuleBasedStateMachine):
             del self.owners[claim.batch]
 
     @rule(claim=consumes(claims))
+    def defer(self, claim: Claim) -> None:
+        """A worker gets no connection for its batch: no attempt, and no failure."""
+        mine = self.owners.get(claim.batch) == claim.owner
+        failures = len(self.ledger.failures(JOB))
+        assert self.ledger.defer(claim, 0, 1.0, "all are taken") == mine
+        assert len(self.ledger.failures(JOB)) == failures
+        if mine:
+            del self.owners[claim.batch]
+            self.attempts[claim.batch] -= 1
+
+    @rule(claim=consumes(claims))
     def die(self, claim: Claim) -> None:
         """A worker is killed: nothing more is heard of it."""
 
@@ -257,6 +289,7 @@ class Machine(RuleBasedStateMachine):
         assert progress.batches_done == len(records) == len(self.done)
         assert progress.done <= progress.data
         assert progress.copied >= progress.done - progress.already_done
+        assert sum(progress.by_worker.values()) == progress.copied
         assert progress.batches == self.batches == self.hub.client.hlen(f"sendense:{JOB}:plan")
 
     @invariant()
@@ -271,6 +304,7 @@ class Machine(RuleBasedStateMachine):
             return
         if self.ledger.state(JOB) not in ("copying", "copied"):
             self.begin_again()
+        self.ledger.pause(JOB, False)
         for _ in range(MOST_ROUNDS):
             self.sent.clear()
             self.tick({*TIMED})
@@ -300,8 +334,11 @@ class Machine(RuleBasedStateMachine):
     def _drive(self, call: Callable[[driver.Dispatch], object]) -> Any:
         found: list[tuple[int, int]] = []
 
-        def dispatch(job: str, batches: list[int], epoch: int) -> None:
+        def dispatch(job: str, batches: list[int], epoch: int, alone: bool) -> None:
             assert (job, epoch) == (JOB, self.epoch)
+            held = places(self.hub.client, JOB).values()
+            out = sum(place in (["sent"], ["claims"]) for place in held) - len(batches)
+            assert alone == (out == 0), "what goes ahead of others is what was alone"
             assert len(batches) <= WINDOW
             assert not self.done.keys() & set(batches), "a batch that is done is never handed out again"
             found.extend((batch, epoch) for batch in batches)
@@ -313,8 +350,9 @@ class Machine(RuleBasedStateMachine):
     def _claim(self, message: tuple[int, int]) -> Claim | None:
         batch, epoch = message
         self.calls += 1
-        claim = self.ledger.claim(JOB, batch, epoch, f"host/{self.calls}/task", CLAIM_SECONDS)
+        claim = self.ledger.claim(JOB, batch, epoch, f"host{self.calls % WORKERS}/{self.calls}/task", CLAIM_SECONDS)
         if claim:
+            assert not self.ledger.is_paused(JOB)
             assert (epoch, self.ledger.state(JOB)) == (self.epoch, "copying")
             assert batch not in self.owners, "two claims on one batch"
             assert batch not in self.done

@@ -118,7 +118,7 @@ def test_unknown_job(ledger: Ledger) -> None:
     assert (ledger.spec(JOB), ledger.state(JOB), ledger.survey(JOB), ledger.progress(JOB)) == (None,) * 4
     assert (ledger.records(JOB), ledger.failures(JOB), ledger.given_up(JOB)) == ([], [], [])
     assert ledger.begin(SPEC) == 0
-    assert ledger.take(JOB, 1, 4) == (None, [])
+    assert ledger.take(JOB, 1, 4)[:2] == (None, [])
     assert ledger.claim(JOB, 0, 1, "host/1/a", 8) is None
     assert ledger.sweep(JOB, 1, ATTEMPTS, 0, 0, GRACE) == []
     assert ledger.state(JOB) is None
@@ -165,25 +165,25 @@ def test_empty_plan(ledger: Ledger) -> None:
     """A job without batches is copied as soon as it is driven."""
     ledger.prepare(SPEC)
     ledger.write_plan(JOB, SURVEY, [])
-    assert ledger.take(JOB, ledger.begin(SPEC), 4) == ("copied", [])
+    assert ledger.take(JOB, ledger.begin(SPEC), 4)[:2] == ("copied", [])
 
 
 def test_take(hub: Hub, ledger: Ledger) -> None:
     """Batches go out in disk order, window by window, and no more than two windows at a time."""
     epoch = begin(ledger)
-    assert ledger.take(JOB, epoch, 2) == ("copying", [0, 1])
-    assert ledger.take(JOB, epoch, 2) == ("copying", [2, 3])
-    assert ledger.take(JOB, epoch, 2) == ("copying", [])
+    assert ledger.take(JOB, epoch, 2)[:2] == ("copying", [0, 1])
+    assert ledger.take(JOB, epoch, 2)[:2] == ("copying", [2, 3])
+    assert ledger.take(JOB, epoch, 2)[:2] == ("copying", [])
     assert where(hub) == {0: "sent", 1: "sent", 2: "sent", 3: "sent", 4: "todo", 5: "todo"}
     claim = ledger.claim(JOB, 0, epoch, "host/1/a", 8)
     assert claim
-    assert ledger.take(JOB, epoch, 2) == ("copying", []), "a claimed batch is still out"
+    assert ledger.take(JOB, epoch, 2)[:2] == ("copying", []), "a claimed batch is still out"
     record(ledger, claim)
-    assert ledger.take(JOB, epoch, 2) == ("copying", [])
+    assert ledger.take(JOB, epoch, 2)[:2] == ("copying", [])
     claim = ledger.claim(JOB, 1, epoch, "host/1/b", 8)
     assert claim
     record(ledger, claim)
-    assert ledger.take(JOB, epoch, 2) == ("copying", [4, 5])
+    assert ledger.take(JOB, epoch, 2)[:2] == ("copying", [4, 5])
 
 
 def test_take_with_stale_epoch(hub: Hub, ledger: Ledger) -> None:
@@ -191,7 +191,7 @@ def test_take_with_stale_epoch(hub: Hub, ledger: Ledger) -> None:
     stale = begin(ledger)
     epoch = ledger.begin(SPEC)
     assert epoch == stale + 1
-    assert ledger.take(JOB, stale, 2) == ("copying", [])
+    assert ledger.take(JOB, stale, 2)[:2] == ("copying", [])
     assert count(hub, "todo") == BATCHES
 
 
@@ -383,7 +383,7 @@ def finish(ledger: Ledger, epoch: int) -> str | None:
             if claim:
                 stored = batch_of(claim.extents)
                 ledger.record(claim, DIGEST, stored.data, stored.data, 0, None)
-        state, batches = ledger.take(JOB, epoch, 2)
+        state, batches, _ = ledger.take(JOB, epoch, 2)
         if not batches:
             return state
 
@@ -398,7 +398,7 @@ def test_copied(hub: Hub, ledger: Ledger) -> None:
     assert [kept.batch for kept in ledger.records(JOB)] == list(range(BATCHES))
     assert ledger.seconds(JOB) > 0
     before = snapshot(hub)
-    assert ledger.take(JOB, epoch, 2) == ("copied", [])
+    assert ledger.take(JOB, epoch, 2)[:2] == ("copied", [])
     assert ledger.sweep(JOB, epoch, ATTEMPTS, 0, 0, GRACE) == []
     assert snapshot(hub) == before
 
@@ -447,7 +447,7 @@ def test_release_that_ends_the_job(hub: Hub, ledger: Ledger) -> None:
     ledger.release(claim, failure(), 0, None, end_job=True)
     assert ledger.state(JOB) == "failed"
     assert ledger.claim(JOB, 1, epoch, "host/2/b", LONG) is None
-    assert ledger.take(JOB, epoch, 2) == ("failed", [])
+    assert ledger.take(JOB, epoch, 2)[:2] == ("failed", [])
     assert where(hub)[1] == "sent"
 
 
@@ -460,6 +460,100 @@ def test_abandon(hub: Hub, ledger: Ledger) -> None:
     before = snapshot(hub)
     assert not ledger.abandon(claim, 2048)
     assert snapshot(hub) == before
+
+
+def test_defer(hub: Hub, ledger: Ledger) -> None:
+    """What waits for a connection is due again in a moment: no attempt, no failure, no retry; the job says why."""
+    epoch, claim = claim_first(ledger)
+    assert ledger.defer(claim, 4096, 60.0, "all are taken")
+    assert not ledger.defer(claim, 4096, 60.0, "all are taken")
+    assert where(hub)[0] == "later"
+    assert (progress(ledger).copied, progress(ledger).retries, ledger.failures(JOB)) == (4096, 0, [])
+    assert ledger.shortage(JOB) == "all are taken"
+
+    age(hub.client, JOB, 61.0, {"later"})
+    assert ledger.sweep(JOB, epoch, ATTEMPTS, 1e9, 1e9, GRACE) == []
+    ledger.take(JOB, epoch, 2)
+    again = ledger.claim(JOB, 0, epoch, "host/1/b", LONG)
+    assert again
+    assert again.attempt == 1
+    assert ledger.shortage(JOB) == ""
+
+
+def test_defer_of_a_survey(ledger: Ledger) -> None:
+    """The process that could not survey is not taken for one that fell silent."""
+    ledger.prepare(SPEC)
+    ledger.touch(JOB, "host/1/a")
+    ledger.defer_survey(JOB, "all are taken")
+    assert ledger.take_surveyor(JOB) == ""
+    assert ledger.shortage(JOB) == "all are taken"
+
+
+def test_disown(hub: Hub, ledger: Ledger) -> None:
+    """A worker that ends hands back what it had: at once, and not as attempts that failed. Others keep theirs."""
+    epoch = begin(ledger)
+    ledger.take(JOB, epoch, 4)
+    claims = [ledger.claim(JOB, batch, epoch, f"{name}/1/a", LONG) for batch, name in enumerate(("w", "w2", "w"))]
+    assert ledger.disown(JOB, "w") == 2
+    assert ledger.disown(JOB, "w") == 0
+    assert where(hub) == {0: "todo", 1: "claims", 2: "todo", 3: "sent", 4: "todo", 5: "todo"}
+    assert ledger.failures(JOB) == []
+    assert claims[0]
+    assert not ledger.renew(claims[0], LONG, 0)
+    ledger.take(JOB, epoch, 4)
+    again = ledger.claim(JOB, 0, epoch, "w2/1/b", LONG)
+    assert again
+    assert again.attempt == 1
+
+
+def test_pause(hub: Hub, ledger: Ledger) -> None:
+    """A paused job gives nothing out, and what is under way ends; going on, lost messages are sent again at once."""
+    epoch, claim = claim_first(ledger)
+    ledger.pause(JOB, True)
+    assert ledger.is_paused(JOB)
+    assert ledger.take(JOB, epoch, 8) == ("copying", [], False)
+    assert ledger.claim(JOB, 1, epoch, "host/2/a", LONG) is None
+    assert ledger.claim(JOB, 0, epoch, claim.owner, LONG), "the answer to this one was lost"
+    assert ledger.renew(claim, LONG, 4096)
+    assert record(ledger, claim)
+    ledger.pause(JOB, True)
+    assert where(hub) == {0: "done", 1: "sent", **dict.fromkeys(range(2, 6), "todo")}
+    ledger.pause(JOB, False)
+    assert not ledger.is_paused(JOB)
+    assert ledger.take(JOB, epoch, 8) == ("copying", [1, 2, 3, 4, 5], True)
+    ledger.pause(JOB, False)
+    assert where(hub)[1] == "sent", "it was not paused"
+
+
+def test_pause_at_the_end(ledger: Ledger) -> None:
+    """A paused job does not end, not even when nothing is left to do; a new run is not paused."""
+    ledger.prepare(SPEC)
+    ledger.write_plan(JOB, SURVEY, [])
+    epoch = ledger.begin(SPEC)
+    ledger.pause(JOB, True)
+    assert ledger.take(JOB, epoch, 4).state == "copying"
+    assert ledger.take(JOB, ledger.begin(SPEC), 4).state == "copied"
+    ledger.pause("no such job", True)
+    assert ledger.state("no such job") is None
+    assert not ledger.is_paused("no such job")
+
+
+def test_bytes_by_worker(ledger: Ledger) -> None:
+    """What each worker moved, in this run and ever, also in attempts that failed, and each byte once."""
+    epoch = begin(ledger)
+    ledger.take(JOB, epoch, 4)
+    first, second = (ledger.claim(JOB, batch, epoch, f"host{batch}/1/a", LONG) for batch in range(2))
+    assert first
+    assert second
+    ledger.renew(first, LONG, 4096)
+    ledger.renew(first, LONG, 4096)
+    record(ledger, first)
+    ledger.release(second, failure(1), 8192, 0.0, end_job=False)
+    assert progress(ledger).by_worker == {"host0": BATCH_BYTES, "host1": 8192}
+    assert ledger.moved() == {"host0": BATCH_BYTES, "host1": 8192}
+    ledger.begin(SPEC)
+    assert progress(ledger).by_worker == {}
+    assert ledger.moved() == {"host0": BATCH_BYTES, "host1": 8192}
 
 
 def test_sweep_of_lapsed_claims(hub: Hub, ledger: Ledger) -> None:
@@ -506,7 +600,7 @@ def test_sweep_of_lost_messages(hub: Hub, ledger: Ledger) -> None:
     age(hub.client, JOB, 61)
     ledger.sweep(JOB, epoch, ATTEMPTS, 120, 1e9, GRACE)
     assert count(hub, "sent") == 0
-    assert ledger.take(JOB, epoch, 2) == ("copying", [0, 1])
+    assert ledger.take(JOB, epoch, 2)[:2] == ("copying", [0, 1])
     assert progress(ledger).retries == 0
 
 
@@ -538,7 +632,7 @@ def test_stopped(hub: Hub, ledger: Ledger) -> None:
     """A stopped job hands out, gives and renews nothing; a batch that is stored by then is still recorded."""
     epoch, claim = claim_first(ledger)
     ledger.stop(JOB)
-    assert ledger.take(JOB, epoch, 2) == ("stopped", [])
+    assert ledger.take(JOB, epoch, 2)[:2] == ("stopped", [])
     assert ledger.claim(JOB, 1, epoch, "host/2/b", LONG) is None
     assert not ledger.renew(claim, LONG, 4096)
     assert not record(ledger, claim._replace(owner="host/2/b"))
@@ -654,7 +748,7 @@ def test_beats(ledger: Ledger) -> None:
 
 
 def test_delete(hub: Hub, ledger: Ledger) -> None:
-    """A deleted job leaves nothing in Redis, and others alone."""
+    """A deleted job leaves nothing in Redis but what its workers moved, and others alone."""
     epoch, claim = claim_first(ledger)
     record(ledger, claim, rest_of(claim, 5.0))
     ledger.take(JOB, epoch, 2)
@@ -667,7 +761,7 @@ def test_delete(hub: Hub, ledger: Ledger) -> None:
     ledger.touch(JOB, "host/1/a")
     ledger.prepare(SPEC.model_copy(update={"id": f"{JOB}-verify"}))
     ledger.delete(JOB)
-    assert hub.client.keys() == [f"sendense:{JOB}-verify:job".encode()]
+    assert sorted(hub.client.keys()) == [f"sendense:{JOB}-verify:job".encode(), b"sendense:moved"]
 
 
 def test_jobs_do_not_meet(hub: Hub, ledger: Ledger) -> None:

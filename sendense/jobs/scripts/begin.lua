@@ -11,9 +11,9 @@ end
 for _, batch in ipairs(redis.call('HKEYS', key('failed'))) do
   redis.call('ZADD', key('todo'), batch, batch)
 end
-redis.call('DEL', key('failed'), key('owners'), key('progress'), key('attempts'))
+redis.call('DEL', key('failed'), key('owners'), key('progress'), key('attempts'), key('workers'))
 redis.call('HSET', key('job'), 'spec', ARGV[1], 'state', 'copying', 'began', now,
   'already_done', get('done') or 0, 'copied', 0, 'retries', 0, 'stalls', 0)
-redis.call('HDEL', key('job'), 'ended')
+redis.call('HDEL', key('job'), 'ended', 'paused')
 touch()
 return redis.call('HINCRBY', key('job'), 'epoch', 1)

@@ -2,7 +2,7 @@
 -- Returns {attempt, packed extents}, or {} for whoever does not get it.
 local batch, owner = ARGV[1], ARGV[3]
 if owner_of(batch) ~= owner then
-  if get('state') ~= 'copying' or get('epoch') ~= ARGV[2] then return {} end
+  if get('state') ~= 'copying' or get('paused') or get('epoch') ~= ARGV[2] then return {} end
   if redis.call('ZREM', key('sent'), batch) == 0 then return {} end
   redis.call('HSET', key('owners'), batch, owner)
   redis.call('HINCRBY', key('attempts'), batch, 1)

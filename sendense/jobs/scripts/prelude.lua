@@ -1,6 +1,7 @@
 -- The ledger's scripts. KEYS[1] is the job's prefix. A batch is in exactly one of these places, and a script moves it:
 --   todo (by number) -> sent (by time sent) -> claims (by expiry) -> done
 --   claims -> later (by time due) -> todo, when an attempt failed; claims -> failed, when it was the last
+--   claims -> todo or later, when nothing failed and it cannot be done now
 -- The clock is Redis's own, so machines need not agree on the time.
 local prefix = KEYS[1]
 local function key(name) return prefix .. name end
@@ -19,8 +20,21 @@ end
 local function report(batch, copied)
   local before = tonumber(redis.call('HGET', key('progress'), batch) or 0)
   if copied > before then
+    local worker = string.match(owner_of(batch), '^[^/]*')
     add('copied', copied - before)
+    redis.call('HINCRBY', key('workers'), worker, copied - before)
+    redis.call('HINCRBY', 'sendense:moved', worker, copied - before)
     redis.call('HSET', key('progress'), batch, copied)
+  end
+end
+local function hand_back(batch) -- with its attempt not counted
+  unclaim(batch)
+  redis.call('HINCRBY', key('attempts'), batch, -1)
+end
+local function put_back_sent(since)
+  for _, batch in ipairs(redis.call('ZRANGEBYSCORE', key('sent'), '-inf', since)) do
+    redis.call('ZREM', key('sent'), batch)
+    redis.call('ZADD', key('todo'), batch, batch)
   end
 end
 local function try_again(batch, failure, delay) -- after so many seconds, or never when that is negative

@@ -24,8 +24,5 @@ for _, batch in ipairs(redis.call('ZRANGEBYSCORE', key('later'), '-inf', now)) d
 end
 local patience = tonumber(ARGV[3])
 if redis.call('ZCARD', key('claims')) == 0 and now - tonumber(get('active') or 0) > tonumber(ARGV[4]) then patience = 0 end
-for _, batch in ipairs(redis.call('ZRANGEBYSCORE', key('sent'), '-inf', now - patience)) do
-  redis.call('ZREM', key('sent'), batch)
-  redis.call('ZADD', key('todo'), batch, batch)
-end
+put_back_sent(now - patience)
 return answer
