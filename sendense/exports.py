@@ -15,13 +15,17 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from blake3 import blake3
 from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
 
 from sendense.errors import ExportsUnavailable, InputError, JobFailed
+from sendense.models import HUB_EXPORT
 from sendense.nbd.connect import Beat, no_beat
-from sendense.nbd.uri import unix_uri
+from sendense.nbd.uri import bracketed, unix_uri
+from sendense.settings import Settings
+from sendense.settings import host_and_port as host_and_port
 from sendense.units import show_seconds
 
 RETRY_SECONDS = 0.1
@@ -35,6 +39,9 @@ BEAT_SECONDS = 1.0
 
 CLOSE_SECONDS = 1.0
 """For leaving a session in good order."""
+
+_LOOPBACKS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+"""Where this machine reaches what listens on all of its addresses."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 """The name is the export's id as well, which qemu restricts (util/id.c): else nobody could ask for the names."""
@@ -259,10 +266,27 @@ class _Monitor:
                     await asyncio.sleep(POLL_SECONDS)
 
 
-def host_and_port(address: str) -> tuple[str, int]:
-    """The parts of HOST:PORT."""
-    host, _, port = address.rpartition(":")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+def hub_export(name: str) -> str:
+    """What jobs call an export of the hub, which each machine reaches in its own way."""
+    return f"{HUB_EXPORT}{name}"
+
+
+def reach(uri: str, settings: Settings) -> str:
+    """The URI under which this machine reaches an export of the hub; every other URI is returned as it is."""
+    if not uri.startswith(HUB_EXPORT):
+        return uri
+    name = uri.removeprefix(HUB_EXPORT)
+    if settings.exports:
+        base = settings.exports
+    elif settings.exports_listen:
+        host, port = host_and_port(settings.exports_listen)
+        base = f"{'nbds' if settings.tls_dir else 'nbd'}://{_LOOPBACKS.get(host, bracketed(host))}:{port}"
+    else:
+        return unix_uri(str(settings.nbd_socket), name)
+    uri = f"{base.rstrip('/')}/{quote(name, safe='')}"
+    if settings.tls_dir and base.startswith("nbds:"):
+        uri += f"?tls-certificates={quote(str(settings.tls_dir.absolute()))}"
+    return uri
 
 
 def _prefix(name: str) -> str:

@@ -23,15 +23,17 @@ class Storage(Service):
     """
     One qemu-storage-daemon, listening on `address`: an absolute path, or HOST:PORT.
 
+    With `tls_dir`, whoever comes to HOST:PORT has to speak TLS and to show a certificate of that folder's authority.
+
     Its sockets and its log are in `folder`, which only its owner may enter: whoever reaches the monitor's socket may
     open any file. A daemon that is started again has no exports: who needs them adds them again, and their URIs stay.
     """
 
-    def __init__(self, address: str, folder: Path, note: Note, budget: Budget) -> None:
+    def __init__(self, address: str, folder: Path, note: Note, budget: Budget, tls_dir: Path | None = None) -> None:
         self.qmp_socket = folder / "exports.sock"
         """The monitor for `Exports`."""
         self._watch_socket = folder / "exports-watch.sock"
-        self._address = address
+        self._address, self._tls_dir = address, tls_dir
         super().__init__(Child("exports daemon", self._command(), folder / "exports.log"), note, budget)
         # A monitor of its own: the other one serves one client at a time, and each of those may keep it for a while.
         self._watch = Exports(self._watch_socket, address, ANSWER_SECONDS)
@@ -69,6 +71,10 @@ class Storage(Service):
         for name, socket in (("qmp", self.qmp_socket), ("watch", self._watch_socket)):
             command += ["--chardev", f"socket,id={name},path={_escaped(str(socket))},server=on,wait=off"]
             command += ["--monitor", f"id=monitor-{name},chardev={name}"]
+        if self._tls_dir and not self._address.startswith("/"):
+            folder = _escaped(str(self._tls_dir.absolute()))
+            command += ["--object", f"tls-creds-x509,id=tls,endpoint=server,verify-peer=on,dir={folder}"]
+            listen += ",tls-creds=tls"
         # Any number of clients: only then does a writable export advertise multi-conn.
         return [*command, "--nbd-server", f"{listen},max-connections=0"]
 

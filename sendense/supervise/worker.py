@@ -4,36 +4,64 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 from sendense.jobs import presence
 from sendense.supervise.child import Child
-from sendense.supervise.redis import PrivateRedis
 from sendense.supervise.service import Budget, Note, Service
 
 PRESENCE_GRACE_SECONDS = 20.0
 """A worker that was started this long ago has to be present."""
 
 
+class Reached(Protocol):
+    """The Redis that a worker is for, of this machine or of another: its URL, and a client for the supervisor."""
+
+    @property
+    def url(self) -> str:
+        """Without a password."""
+
+    @property
+    def client(self) -> Any:
+        """Gives up soon."""
+
+
 class Worker(Service):
     """One worker main process with its pool. `name` has to be its alone among all that use this Redis."""
 
-    def __init__(
-        self, name: str, redis: PrivateRedis, queues: Sequence[str], log: Path, note: Note, budget: Budget
-    ) -> None:
+    def __init__(self, name: str, redis: Reached, queues: Sequence[str], log: Path, note: Note, budget: Budget) -> None:
         environment = {"SENDENSE_REDIS": redis.url, "SENDENSE_WORKER": name}
         super().__init__(Child("worker", [], log, environment), note, budget)
         self.name, self._client, self._queues = name, redis.client, ",".join(queues)
         self.processes = 1
         """Processes that it is started with from now on."""
         self._began = 0.0
+        self.ends_since = 0.0
+        """When it was asked to end; 0 while it is to work."""
 
     def prepare(self) -> None:
         """Its size may have changed since the last start."""
         self.child.argv = [sys.executable, "-m", "workers", self.name, str(self.processes), self._queues]
+        self._began, self.ends_since = time.monotonic(), 0.0
+
+    def ask_to_end(self) -> None:
+        """Have it take no more work, end what it has, and then end itself."""
+        if not self.ends_since:
+            self.ends_since = time.monotonic()
+            self.child.ask_to_end()
+
+    def excuse(self) -> None:
+        """Give it time to be present again: it could not say so."""
         self._began = time.monotonic()
 
     def supervise(self) -> None:
-        """Start it again if it ended, or if its main process stopped; LedgerUnavailable when Redis does not answer."""
+        """
+        Start it again if it ended, or if its main process stopped; nothing once it was asked to end.
+
+        LedgerUnavailable when Redis does not answer.
+        """
+        if self.ends_since:
+            return
         super().supervise()
         if time.monotonic() - self._began > PRESENCE_GRACE_SECONDS:
             if not presence.is_present(self._client, self.name):
