@@ -15,6 +15,9 @@ from sendense.repository.catalogue import Repository
 from sendense.requests import JobView, Work
 from sendense.settings import Settings
 
+EXPORTS_SECONDS = 30.0
+"""For one call to the exports daemon: it may be in the middle of being started again."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -28,11 +31,11 @@ class Context:
     @cached_property
     def repository(self) -> Repository:
         """The restore points; InputError when the settings name no repository."""
-        return open_repository(self.settings)
+        return open_repository(self.settings, create=True)
 
-    def exports(self, beat: Beat) -> Exports:
+    def exports(self, beat: Beat, timeout: float = EXPORTS_SECONDS) -> Exports:
         """The hub's NBD exports; waiting for them beats."""
-        return Exports(self.settings.qmp_socket, str(self.settings.nbd_socket), beat=beat)
+        return Exports(self.settings.qmp_socket, self.settings.exports_address, timeout, beat)
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,8 @@ class Step:
     """Too late to cancel: it may have run before, and its effect be there."""
 
 
-def open_repository(settings: Settings) -> Repository:
-    """The repository of the settings, made when its folder is empty or missing."""
+def open_repository(settings: Settings, *, create: bool) -> Repository:
+    """The repository of the settings; with `create`, an empty or missing folder becomes one. InputError without one."""
     if not settings.repository:
         raise InputError("no repository is set", 'Name its folder: repository = "…" in the settings file.')
-    return Repository.open(settings.repository, create=True)
+    return Repository.open(settings.repository, create=create)

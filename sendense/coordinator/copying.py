@@ -83,6 +83,13 @@ def close(context: Context, run: Run) -> Answer:
     return Done(run.work)
 
 
+def hold(context: Context, view: JobView) -> None:
+    """Have no more batches of a paused job handed out; those under way end."""
+    for name in copies_of(view):
+        if context.ledger.state(name) == "copying":
+            context.ledger.pause(name, True)
+
+
 def copies_of(view: JobView) -> list[str]:
     """The ledger's names of all that was copied and read back for a job."""
     return [name for disk in view.work.disks if disk.copy_id for name in (disk.copy_id, verification_id(disk.copy_id))]
@@ -110,7 +117,14 @@ def vm_disk_spec(view: JobView, disk: DiskWork, vm: VmRef) -> JobSpec:
         site=vm.site,
         name=f"{view.name} · disk {disk.key}",
         source="",
-        disk=DiskSource(site=vm.site, vm=vm.moref, snapshot=work.snapshot, file=disk.file, thumbprint=work.thumbprint),
+        disk=DiskSource(
+            site=vm.site,
+            vm=vm.moref,
+            snapshot=work.snapshot,
+            file=disk.file,
+            thumbprint=work.thumbprint,
+            host=work.info.host if work.info else "",
+        ),
         target=disk.target,
         target_is_zero=disk.blank,
         part_of=view.id,
@@ -168,10 +182,13 @@ class _Copying:
         if state == "ready":
             self._begin()
         if state in ("ready", "copying"):
+            if ledger.is_paused(spec.id):
+                ledger.pause(spec.id, False)
             if workers:
                 self._drive(workers)
             state = ledger.state(spec.id)
         self._tell()
+        reason = reason or ledger.shortage(spec.id)
         if state == "failed":
             raise self._error()
         if state == "copied":
@@ -219,7 +236,7 @@ class _Copying:
         progress = ledger.progress(spec.id)
         total = progress.batches if progress else 0
         window = driver.WINDOW_PER_PROCESS * workers
-        dispatch = broker.chord_dispatch(self._context.app, spec, total, window)
+        dispatch = broker.chord_dispatch(self._context.app, ledger, spec, total, window)
         _, lapsed = driver.tick(ledger, spec.id, ledger.epoch(spec.id), window, dispatch)
         for _, owner in lapsed:
             presence.condemn(ledger.client, owner)

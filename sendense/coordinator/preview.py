@@ -4,17 +4,16 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pydantic import BaseModel, ConfigDict
-
 from sendense.coordinator.backup import choose_parent
 from sendense.coordinator.site import NO_TRACKING, SNAPSHOT_PREFIX, choose_disks
 from sendense.errors import ChangesUnknown, InputError
 from sendense.extents import coarsen, total
 from sendense.jobs.plan import ALIGN
-from sendense.models import SnapshotDisk, VmInfo, VmRef
+from sendense.models import SnapshotDisk, VmInfo
 from sendense.nbd.connect import Beat, no_beat
 from sendense.repository.points import Point
-from sendense.requests import BackupRequest, DiskMode, DiskWork
+from sendense.requests import BackupRequest, DiskWork
+from sendense.views import DiskPreview, Preview
 from sendense.vsphere import changes, snapshot
 from sendense.vsphere.session import Session
 
@@ -22,41 +21,6 @@ SNAPSHOT_NAME = f"{SNAPSHOT_PREFIX}dryrun-"
 """Begins the name of the snapshot of a dry run; a random word follows."""
 
 _TRACKING_OFF = "change tracking is off"
-
-
-class DiskPreview(BaseModel):
-    """What would become of one disk. Bytes; None where only a snapshot could tell."""
-
-    model_config = ConfigDict(frozen=True)
-
-    key: int
-    label: str
-    size: int
-    allocated: int | None
-    mode: DiskMode
-    reason: str
-    """Why it would be a full."""
-    changed: int | None
-    """What the site calls changed, or for a full allocated."""
-    copied: int
-    """What would be read: whole clusters of what is changed. Zeroes among it are not moved."""
-    exact: bool
-    """Otherwise it is at most so much."""
-
-
-class Preview(BaseModel):
-    """What a backup would do."""
-
-    model_config = ConfigDict(frozen=True)
-
-    vm: VmRef
-    mode: DiskMode
-    parent: str
-    disks: list[DiskPreview]
-    left_out: dict[int, str]
-    turns_tracking_on: bool
-    snapshot: bool
-    """A snapshot was made to find out, and is removed."""
 
 
 def preview(
@@ -80,15 +44,23 @@ def preview(
     else:
         found = [_estimate(info, disk) for disk in disks]
     parents = [disk.parent for disk in disks if disk.parent]
+    turns_tracking_on = info.tracking_possible and not info.tracking and not info.snapshots
     return Preview(
         vm=info.ref,
         mode="full" if all(disk.mode == "full" for disk in found) else "incremental",
         parent=parents[0] if parents else "",
         disks=found,
         left_out=left_out,
-        turns_tracking_on=info.tracking_possible and not info.tracking and not info.snapshots,
+        turns_tracking_on=turns_tracking_on,
+        tracking=info.tracking,
+        no_tracking="" if info.tracking or turns_tracking_on else _no_tracking(info),
+        runs=info.power == "on",
         snapshot=with_snapshot,
     )
+
+
+def _no_tracking(info: VmInfo) -> str:
+    return f"the VM has {info.snapshots} snapshots" if info.tracking_possible else "its hardware is too old for it"
 
 
 def _chosen(info: VmInfo, disk: DiskWork, parent: Point | None, request: BackupRequest) -> DiskWork:

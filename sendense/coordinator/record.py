@@ -4,8 +4,10 @@ The record of every job, in Redis: what was asked, which step it is at, what it 
 One process at a time runs a job's step, under a lease that it renews; what it writes counts only while that is its own.
 """
 
+import hashlib
 import json
 import time
+import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cached_property
@@ -16,7 +18,7 @@ import redis
 from pydantic import TypeAdapter
 from redis.commands.core import Script
 
-from sendense.errors import Cancelled, ClaimLost, InputError
+from sendense.errors import Cancelled, ClaimLost, Conflict, NotFound
 from sendense.jobs.ledger import LedgerUnavailable
 from sendense.models import Failure
 from sendense.requests import Event, JobRequest, JobView, Work
@@ -24,10 +26,13 @@ from sendense.requests import Event, JobRequest, JobView, Work
 KEPT_JOBS = 1000
 """Ended jobs that are remembered."""
 
+KEY_SECONDS = 86_400
+"""An order's key is remembered for a day: a program that tries again does so within minutes."""
+
 EVENTS_KEPT = 2000
 """Lines of a job's history that are remembered."""
 
-_JOBS, _ACTIVE = "sendense:jobs", "sendense:active"
+_JOBS, _ACTIVE, _SERVED = "sendense:jobs", "sendense:active", "sendense:served"
 _REQUEST: TypeAdapter[JobRequest] = TypeAdapter(JobRequest)
 
 Value = str | int | float
@@ -49,30 +54,59 @@ class Jobs:
             "step": step,
             "work": Work().model_dump_json(),
             "locks": json.dumps(names),
-            "created": _now(),
+            "created": self.now(),
         }
-        self._enter(job, names, fields, name)
+        self._enter(job, names, fields, name, new=True)
 
     def resume(self, job: str, step: str, work: Work) -> None:
         """Have an ended job run again from a step; InputError when another one has its locks meanwhile."""
         key, view = _key(job), self.find_resumable(job)
         locks = json.loads(cast(bytes, self._redis.hget(key, "locks")))
         fields: dict[str, Value] = {"state": "queued", "step": step, "work": work.model_dump_json()}
-        fields |= {"attempts": 0, "due": 0}
+        fields |= {"attempts": 0, "due": 0, "paused": 0}
         fields |= dict.fromkeys(("waiting", "leftover", "cancel", "outcome", "error", "ended"), "")
-        self._enter(job, locks, fields, view.name)
+        self._enter(job, locks, fields, view.name, new=False)
         self.event(job, "resumed")
 
-    def _enter(self, job: str, locks: list[str], fields: dict[str, Value], name: str) -> None:
-        values: list[Value] = [job, time.time(), len(locks), *(f"sendense:lock:{lock}" for lock in locks)]
+    def _enter(self, job: str, locks: list[str], fields: dict[str, Value], name: str, *, new: bool) -> None:
+        values: list[Value] = [
+            job,
+            time.time() if new else "",
+            len(locks),
+            *(f"sendense:lock:{lock}" for lock in locks),
+        ]
         for item in fields.items():
             values += item
         holder = self._run("submit", [_key(job), _JOBS, _ACTIVE], values).decode()
         if holder:
-            raise InputError(
+            raise Conflict(
                 f"{name}: job {holder} is at work on it",
                 f"Wait until it ends (sendense jobs watch {holder}), or cancel it: sendense jobs cancel {holder}",
             )
+
+    def id_for(self, key: str, order: str) -> str:
+        """The id of the job that the order with this key makes: the same each time; Conflict for another order."""
+        digest = hashlib.sha256(order.encode()).hexdigest()
+        new = f"{uuid.uuid4().hex[:12]} {digest}".encode()
+        name = f"sendense:key:{hashlib.sha256(key.encode()).hexdigest()}"
+        known = cast(bytes | None, self._redis.set(name, new, nx=True, get=True, ex=KEY_SECONDS))
+        job, of = (known or new).decode().split()
+        if of != digest:
+            raise Conflict("this key was given with another order", "Use a new key for a new order.")
+        return job
+
+    def keep_served(self, export: str, image: str) -> None:
+        """Remember an export that is to be there until it is dropped, whatever happens to the daemon."""
+        self._redis.hset(_SERVED, export, image)
+
+    def drop_served(self, export: str) -> bool:
+        """Forget one; whether it was there."""
+        return bool(self._redis.hdel(_SERVED, export))
+
+    def served(self) -> dict[str, str]:
+        """The images of these exports, by name."""
+        found = cast(dict[bytes, bytes], self._redis.hgetall(_SERVED))
+        return {name.decode(): image.decode() for name, image in found.items()}
 
     def get(self, job: str) -> JobView | None:
         """A job; None when there is none of this id."""
@@ -84,15 +118,16 @@ class Jobs:
         found = [job for job in self.ids() if job.startswith(text)] if text else []
         view = self.get(found[0]) if len(found) == 1 else None
         if not view:
-            what = "several jobs begin with that" if found else "no such job"
-            raise InputError(f"job {text}: {what}", f"{', '.join(found) or 'sendense jobs lists them'}")
+            if found:
+                raise Conflict(f"job {text}: several jobs begin with that", ", ".join(found))
+            raise NotFound(f"job {text}: no such job", "'sendense jobs' lists them.")
         return view
 
     def find_resumable(self, text: str) -> JobView:
         """As `find`; InputError also for a job that runs, or succeeded."""
         view = self.find(text)
         if view.state not in ("failed", "cancelled", "different"):
-            raise InputError(f"job {view.id}: {view.state}", "Only a job that failed or was cancelled can be resumed.")
+            raise Conflict(f"job {view.id}: {view.state}", "Only a job that failed or was cancelled can be resumed.")
         return view
 
     def ids(self) -> list[str]:
@@ -114,18 +149,23 @@ class Jobs:
     def lapsed(self, job: str) -> str:
         """Who let the lease on the job's step lapse; empty when nobody did, or another one has it by now."""
         owner, until = cast(list[bytes | None], self._redis.hmget(_key(job), "owner", "until"))
-        return owner.decode() if owner and float(until or 0) <= self._clock() else ""
+        return owner.decode() if owner and float(until or 0) <= self.clock() else ""
 
     def is_leased(self, job: str) -> bool:
         """Whether somebody runs the job's step now, or nobody is to do so yet."""
         owner, until, due = cast(list[bytes | None], self._redis.hmget(_key(job), "owner", "until", "due"))
-        now = self._clock()
+        now = self.clock()
         return bool(owner and float(until or 0) > now) or float(due or 0) > now
 
     def cancel(self, job: str) -> None:
         """Have the job's step end as soon as it can, and what it made cleaned."""
-        self._redis.hset(_key(job), mapping={"cancel": 1, "due": 0})
+        self._redis.hset(_key(job), mapping={"cancel": 1, "paused": 0, "due": 0})
         self.event(job, "to be cancelled")
+
+    def pause(self, job: str, paused: bool) -> None:
+        """Have the job rest after what it has under way, or go on."""
+        self._redis.hset(_key(job), mapping={"paused": int(paused), "due": 0})
+        self.event(job, "to be paused" if paused else "goes on")
 
     def lease(self, job: str, owner: str, seconds: float, renew: float) -> "tuple[Lease | None, str]":
         """The right to run the job's step, and whose lease lapsed before (empty: nobody's); None if not to be had."""
@@ -143,12 +183,20 @@ class Jobs:
             values += item
         return bool(self._run("write", [_key(job)], values))
 
+    def disown(self, job: str, worker: str) -> bool:
+        """Give the lease back that a process of this worker had: it is dead, and its step's next run no new attempt."""
+        return bool(self._run("disown", [_key(job)], [worker]))
+
     def finish(self, job: str, owner: str, state: str) -> bool:
         """End the job; False when the lease is not the caller's."""
         locks = json.loads(cast(bytes, self._redis.hget(_key(job), "locks")))
         values: list[Value] = [job, owner, len(locks), *(f"sendense:lock:{lock}" for lock in locks)]
-        values += ["state", state, "ended", _now(), "waiting", ""]
+        values += ["state", state, "ended", self.now(), "waiting", ""]
         return bool(self._run("finish", [_key(job), _ACTIVE], values))
+
+    def note_waiting(self, job: str, text: str) -> None:
+        """What the job waits for, where none of its steps can say so."""
+        self._redis.hset(_key(job), "waiting", text)
 
     def note_leftover(self, job: str, text: str) -> None:
         """What of an ended job is still to be cleaned; empty when nothing is."""
@@ -180,10 +228,11 @@ class Jobs:
         return views
 
     def now(self) -> str:
-        """The time, as records have it."""
-        return _now()
+        """The time by Redis's clock, as records have it."""
+        return datetime.fromtimestamp(self.clock(), UTC).isoformat()
 
-    def _clock(self) -> float:
+    def clock(self) -> float:
+        """Seconds since the epoch by Redis's clock: the machines' own need not agree."""
         seconds, micros = self._redis.time()
         return seconds + micros / 1e6
 
@@ -193,7 +242,7 @@ class Jobs:
     @cached_property
     def _scripts(self) -> dict[str, Script]:
         folder = resources.files("sendense.coordinator") / "scripts"
-        names = ("submit", "lease", "renew", "write", "finish")
+        names = ("submit", "lease", "renew", "write", "finish", "disown")
         return {name: self._redis.register_script((folder / f"{name}.lua").read_text()) for name in names}
 
 
@@ -243,6 +292,7 @@ def _view(job: str, fields: dict[str, str]) -> JobView:
         step=fields["step"],
         waiting=fields.get("waiting", ""),
         cancelled=bool(fields.get("cancel")),
+        paused=fields.get("paused") == "1",
         outcome=cast(Any, fields.get("outcome") or "succeeded"),
         created=created,
         started=when("started"),
@@ -252,10 +302,6 @@ def _view(job: str, fields: dict[str, str]) -> JobView:
         leftover=fields.get("leftover", ""),
         work=Work.model_validate_json(fields["work"]),
     )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat()
 
 
 def _key(job: str) -> str:

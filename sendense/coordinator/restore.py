@@ -5,15 +5,15 @@ from pathlib import Path
 from sendense.coordinator import copying, synced
 from sendense.coordinator.context import Answer, Context, Done, Run
 from sendense.coordinator.serving import export_name, serve
-from sendense.errors import InputError, JobFailed
+from sendense.errors import Conflict, InputError, JobFailed, NotFound
+from sendense.exports import hub_export
 from sendense.files import rename, storing, sync
-from sendense.models import JobSpec
+from sendense.models import HUB_SITE, JobSpec
 from sendense.nbd import images
 from sendense.nbd.images import PARTIAL
 from sendense.nbd.uri import is_uri
 from sendense.repository.catalogue import Repository
 from sendense.requests import DiskWork, JobView, RestoreRequest
-from sendense.settings import HUB_SITE
 
 
 def choose(context: Context, run: Run) -> Answer:
@@ -51,18 +51,17 @@ def must_be_outside(repository: Repository | None, target: str) -> None:
         raise InputError(f"{target}: lies in the repository", "Name another folder.")
 
 
-def check_new_image(path: Path, *, force: bool, resumed: bool) -> None:
+def check_new_image(name: str | Path, *, force: bool, resumed: bool) -> None:
     """InputError unless an image of that name can be made."""
+    path = Path(name)
     if path.suffix.lower() not in images.TARGET_FORMATS:
         raise InputError(f"{path}: the name says no format that can be written", "Name it .qcow2 or .raw.")
     if not path.parent.is_dir():
-        raise InputError(f"{path.parent}: no such folder", "Make it first.")
+        raise NotFound(f"{path.parent}: no such folder", "Make it first.")
     if path.exists() and not force:
-        raise InputError(f"{path}: exists", "Name another target, or give --force to replace it.")
+        raise Conflict(f"{path}: exists", "Name another target, or give --force to replace it.")
     if path.with_name(f"{path.name}{PARTIAL}").exists() and not (force or resumed):
-        raise InputError(
-            f"{path}{PARTIAL}: exists", "Another job is, or was, at work there: delete it, or give --force."
-        )
+        raise Conflict(f"{path}{PARTIAL}: exists", "Another job is, or was, at work there: delete it, or give --force.")
 
 
 def prepare(context: Context, run: Run) -> Answer:
@@ -125,9 +124,9 @@ def give_name(partial: Path) -> None:
 def _serve(context: Context, run: Run, disk: DiskWork) -> DiskWork:
     point = context.repository.find(run.work.point)
     stored = context.repository.levels(point, disk.key)[0].image
-    source = context.exports(run.beat).add(disk.source_export, stored, writable=False)
+    context.exports(run.beat).add(disk.source_export, stored, writable=False)
     served = serve(context, disk, run.beat) if disk.export else disk
-    return served.model_copy(update={"source": source})
+    return served.model_copy(update={"source": hub_export(disk.source_export)})
 
 
 def _spec(view: JobView, disk: DiskWork) -> JobSpec:

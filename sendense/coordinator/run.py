@@ -7,6 +7,7 @@ process that is killed, or stops, in mid-step loses its lease, and the step runs
 
 import logging
 
+from sendense.coordinator import copying
 from sendense.coordinator.context import Context, Done, Failed, Run, Step, Waiting
 from sendense.coordinator.pipelines import pipeline
 from sendense.coordinator.record import Lease, Value
@@ -23,10 +24,23 @@ CLEANING_ATTEMPTS = 5
 """Times that a cleaning step is tried before its job ends with something left over."""
 
 
-def send(app: broker.App, view: JobView, expires: float | None = None) -> None:
+PAUSED = "paused by a user"
+
+
+def send(app: broker.App, view: JobView) -> None:
     """Have the job's next step run where it belongs."""
     place = _step(view).place
-    broker.send_advance(app, view.id, view.name, place, _queue(view, place), expires)
+    broker.send_advance(app, view.id, view.name, place, _queue(view, place))
+
+
+def remind(context: Context, view: JobView) -> None:
+    """The same at each tick, while nobody is at it; where nobody is there to take the message, the job says so."""
+    place = _step(view).place
+    queue = _queue(view, place)
+    if presence.processes(context.ledger.client, queue):
+        send(context.app, view)
+    else:
+        context.jobs.note_waiting(view.id, f"no worker reads the queue {queue}")
 
 
 def advance(context: Context, job: str, place: Place, owner: str) -> None:
@@ -45,6 +59,10 @@ def advance(context: Context, job: str, place: Place, owner: str) -> None:
         if lapsed and view and not _step_lost(context, view, lease, lapsed):
             return
         while view := context.jobs.get(job):
+            if view.paused and not (_step(view).cleaning or _step(view).final):
+                copying.hold(context, view)
+                lease.write({"waiting": PAUSED}, release=True)
+                return
             if _step(view).place != place:
                 lease.write({}, release=True)
                 send(context.app, view)

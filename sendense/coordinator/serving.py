@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sendense.coordinator.context import Context
 from sendense.errors import JobFailed
-from sendense.exports import Export
+from sendense.exports import Export, hub_export
 from sendense.nbd import images
 from sendense.nbd.connect import Beat
 from sendense.requests import DiskWork
@@ -18,7 +18,7 @@ def export_name(job: str, key: int) -> str:
 
 
 def serve(context: Context, disk: DiskWork, beat: Beat) -> DiskWork:
-    """Have the disk's image served, and repaired before if a killed daemon left leaks in it; its target is the URI."""
+    """Have the disk's image served, and repaired before if a killed daemon left leaks in it; its target is that."""
     image, exports = Path(disk.image), context.exports(beat)
     kind = images.TARGET_FORMATS[Path(disk.image.removesuffix(images.PARTIAL)).suffix.lower()]
     there = exports.list()
@@ -34,7 +34,7 @@ def serve(context: Context, disk: DiskWork, beat: Beat) -> DiskWork:
             if not _is_among(exports.list(), disk):
                 raise
         exports.add(disk.export, image, kind, writable=True)
-    return disk.model_copy(update={"target": exports.uri(disk.export)})
+    return disk.model_copy(update={"target": hub_export(disk.export)})
 
 
 def _is_among(there: Iterable[Export], disk: DiskWork) -> bool:

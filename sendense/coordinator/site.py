@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sendense.coordinator.context import Answer, Context, Done, Run, Waiting
-from sendense.errors import ChangesUnknown, InputError, JobFailed
+from sendense.errors import ChangesUnknown, Conflict, InputError, JobFailed, NotFound
 from sendense.extents import Extent, coarsen, total
 from sendense.jobs.patch import patch
 from sendense.jobs.plan import ALIGN
@@ -55,9 +55,9 @@ def choose_disks(info: VmInfo, wanted: Iterable[int]) -> tuple[list[DiskWork], d
     for key in asked:
         if key not in known:
             keys = ", ".join(f"{disk.key} ({disk.label})" for disk in info.disks)
-            raise InputError(f"{info.ref.name} has no disk {key}", f"It has: {keys}.")
+            raise NotFound(f"{info.ref.name} has no disk {key}", f"It has: {keys}.")
         if known[key].refusal:
-            raise InputError(f"disk {key} of {info.ref.name}: {known[key].refusal}", "Leave it out.")
+            raise Conflict(f"disk {key} of {info.ref.name}: {known[key].refusal}", "Leave it out.")
     disks = [known[key] for key in dict.fromkeys(asked)] or info.disks
     left_out = {disk.key: disk.refusal for disk in disks if disk.refusal}
     chosen = [
@@ -65,7 +65,7 @@ def choose_disks(info: VmInfo, wanted: Iterable[int]) -> tuple[list[DiskWork], d
     ]
     if not chosen:
         reasons = "; ".join(f"disk {key}: {reason}" for key, reason in left_out.items()) or "it has none"
-        raise InputError(f"{info.ref.name}: no disk can be backed up: {reasons}", "Back it up from within its guest.")
+        raise Conflict(f"{info.ref.name}: no disk can be backed up: {reasons}", "Back it up from within its guest.")
     return chosen, left_out
 
 
@@ -93,7 +93,9 @@ def make_snapshot(context: Context, run: Run) -> Answer:
             update |= {"mode": "full", "parent": "", "since": "", "reason": _grown(disk.size, now.size)}
         disks.append(disk.model_copy(update=update))
     fields: dict[str, Any] = {"disks": disks, "snapshot": moref, "thumbprint": thumbprint, "quiesced": quiesce}
-    fields["created"] = run.work.created if run.work.snapshot == moref else datetime.now(UTC)
+    fields["created"] = (
+        run.work.created if run.work.snapshot == moref else datetime.fromtimestamp(context.jobs.clock(), UTC)
+    )
     return Done(run.work.model_copy(update=fields))
 
 

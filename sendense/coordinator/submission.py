@@ -47,7 +47,7 @@ def resume(context: Context, job: str) -> None:
 def send(context: Context, job: str) -> None:
     """Have a job's next step run without waiting for the tick."""
     if view := context.jobs.get(job):
-        run.send(context.app, view, expires=context.settings.tick_seconds)
+        run.send(context.app, view)
 
 
 def _locks(request: JobRequest) -> list[str]:

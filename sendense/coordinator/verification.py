@@ -7,11 +7,11 @@ from sendense.coordinator import copying
 from sendense.coordinator.context import Answer, Context, Done, Failed, Run
 from sendense.coordinator.serving import export_name
 from sendense.errors import Different
+from sendense.exports import hub_export
 from sendense.jobs.plan import batch_of
-from sendense.models import Difference, JobSpec, Survey
+from sendense.models import HUB_SITE, Difference, JobSpec, Survey
 from sendense.repository import batches, checking, merge
 from sendense.requests import DiskWork, JobView, VerifyRequest, Work
-from sendense.settings import HUB_SITE
 
 
 def choose(context: Context, run: Run) -> Answer:
@@ -113,8 +113,8 @@ def _compare(context: Context, disk: DiskWork) -> DiskWork:
 
 
 def _serve(context: Context, run: Run, disk: DiskWork) -> DiskWork:
-    source = context.exports(run.beat).add(disk.source_export, Path(disk.image), writable=False)
-    return disk.model_copy(update={"source": source})
+    context.exports(run.beat).add(disk.source_export, Path(disk.image), writable=False)
+    return disk.model_copy(update={"source": hub_export(disk.source_export)})
 
 
 def _batches(disk: DiskWork) -> Path:

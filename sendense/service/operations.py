@@ -1,0 +1,460 @@
+"""Everything that a hub does for its users, over the records, the repository and the exports that it shares."""
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+
+from sendense.coordinator import cleaning, submission
+from sendense.coordinator.asking import ask
+from sendense.coordinator.context import Context, open_repository
+from sendense.coordinator.copying import copies_of
+from sendense.coordinator.restore import check_new_image
+from sendense.coordinator.site import choose_disks
+from sendense.errors import Conflict, InputError, NotFound, SendenseError
+from sendense.exports import Export, hub_export, reach
+from sendense.jobs import broker, presence
+from sendense.jobs.queues import HUB_QUEUE
+from sendense.models import VmInfo, VmRef
+from sendense.nbd.connect import Beat, no_beat
+from sendense.nbd.uri import is_uri, parse
+from sendense.orders import BackupOrder, DeleteOrder, MigrateOrder, Order, PreviewOrder, PruneOrder, RestoreOrder
+from sendense.repository import merge
+from sendense.repository.catalogue import Broken, Repository
+from sendense.repository.finding import find_point, find_sound, is_new
+from sendense.repository.points import Point
+from sendense.repository.retention import keep
+from sendense.requests import (
+    BackupRequest,
+    DeleteRequest,
+    Event,
+    JobRequest,
+    JobState,
+    JobView,
+    MigrateRequest,
+    RestoreRequest,
+    VerifyRequest,
+)
+from sendense.service import points as catalogue
+from sendense.service.describing import describe
+from sendense.service.hub import Hub
+from sendense.views import (
+    Check,
+    Cleaned,
+    Deletion,
+    DiskChain,
+    ExportView,
+    Job,
+    JobPage,
+    Kind,
+    NodeView,
+    PointDetails,
+    Preview,
+    Pruning,
+    Readiness,
+    RepositoryUsage,
+    ServedDisk,
+    SiteView,
+    VmPoints,
+)
+
+LOOK_SECONDS = 120.0
+"""For a site to list or find VMs: a vCenter of thousands takes some ten seconds."""
+
+POWER_SECONDS = 300.0
+"""For a VM to be turned on: it may wait for its host."""
+
+SNAPSHOT_SECONDS = 1800.0
+"""For what makes or removes snapshots."""
+
+CHECK_SECONDS = 3.0
+"""For the exports daemon to say that it is there."""
+
+_OF_JOB = re.compile(r"job-([0-9a-f]+)-([0-9]+)-[0-9a-f]+")
+"""Exports of jobs (`coordinator.serving.export_name`)."""
+
+_SERVED = "point-"
+"""Begins the names of the exports of `serve`."""
+
+
+class Operations:
+    """See `service.hub.Hub`. While a site answers, `beat` is called, and may raise."""
+
+    def __init__(self, context: Context, beat: Beat = no_beat) -> None:
+        self._context, self._jobs, self._beat = context, context.jobs, beat
+
+    # Sites and their VMs
+
+    def sites(self) -> list[SiteView]:
+        """The sites that the hub knows."""
+        nodes, own, living = self.nodes(), self._context.settings.sites, self._living_sites()
+        names = sorted({*own, *living, *(node.site for node in nodes)})
+        return [
+            SiteView(
+                name=name,
+                nodes=[node.name for node in nodes if node.site == name],
+                reachable=name in living or name in own,
+            )
+            for name in names
+        ]
+
+    def vms(self, site: str = "") -> list[VmInfo]:
+        """The VMs of a site, or of all."""
+        sites = [self._site(site)] if site else self._sites() or [self._site("")]
+        return [vm for name in sites for vm in self._ask(name, "vms", LOOK_SECONDS)]
+
+    def vm(self, vm: str, site: str = "") -> VmInfo:
+        """A VM as it is now."""
+        found: VmInfo = self._ask(self._site(site), "vm", LOOK_SECONDS, vm=vm)
+        return found
+
+    def power_on(self, vm: str, site: str = "") -> VmInfo:
+        """Turn a VM on; how it was before."""
+        before: VmInfo = self._ask(self._site(site), "power-on", POWER_SECONDS, vm=vm)
+        return before
+
+    def preview(self, order: PreviewOrder) -> Preview:
+        """What a backup would do."""
+        site = self._site(order.site)
+        info = self.vm(order.vm, site)
+        order = order.model_copy(update={"vm": info.ref.moref, "site": site})
+        parent = None if self._is_new() else self._repository().latest(info.ref.uuid)
+        found: Preview = self._ask(site, "preview", SNAPSHOT_SECONDS, order=order, parent=parent)
+        return found.model_copy(update={"job": self._job_at_work(info.ref)})
+
+    # Jobs
+
+    def submit(self, order: Order, key: str, found: tuple[JobRequest, str] | None = None) -> Job:
+        """Begin a job, or show the one that this key began; `found`: what `request_of` says of it, if known."""
+        job = self._jobs.id_for(key, order.model_dump_json())
+        if not (view := self._jobs.get(job)):
+            request, name = found or self.request_of(order)
+            submission.submit(self._context, job, request, name)
+            view = self._view(job)
+        return self._described(view)
+
+    def request_of(self, order: Order) -> tuple[JobRequest, str]:
+        """What the order comes to, with everything named found; refuses what the job would refuse."""
+        match order:
+            case BackupOrder():
+                info = self.vm(order.vm, order.site)
+                choose_disks(info, order.disks)
+                fields = order.model_dump(exclude={"vm", "site"})
+                return BackupRequest(vm=info.ref, **fields), f"backup of {info.ref.name}"
+            case MigrateOrder():
+                info = self.vm(order.vm, order.site)
+                choose_disks(info, order.targets)
+                targets = {key: _target(target) for key, target in order.targets.items()}
+                fields = order.model_dump(exclude={"vm", "site", "targets"})
+                what = "cutover" if order.cutover else "sync" if order.sync else "migration"
+                return MigrateRequest(vm=info.ref, targets=targets, **fields), f"{what} of {info.ref.name}"
+            case RestoreOrder():
+                point = find_sound(self._repository(), order.point)
+                targets = {point.disk(key).key: _target(target) for key, target in order.targets.items()}
+                for target in targets.values():
+                    if not is_uri(target):
+                        check_new_image(target, force=order.force, resumed=False)
+                fields = order.model_dump(exclude={"point", "targets"})
+                request = RestoreRequest(point=point.id, name=point.vm.name, targets=targets, **fields)
+                return request, f"restore of {point.vm.name}"
+            case _:
+                point = find_sound(self._repository(), order.point)
+                return VerifyRequest(point=point.id, name=point.vm.name, own=order.own), f"verify {point.vm.name}"
+
+    def jobs(
+        self,
+        state: JobState | None = None,
+        kind: Kind | None = None,
+        vm: str = "",
+        limit: int = 50,
+        before: str = "",
+    ) -> JobPage:
+        """Jobs, the latest first, from behind the job `before`. `vm`: a name or UUID."""
+        ids = self._jobs.ids()
+        if before:
+            if before not in ids:
+                raise NotFound(f"job {before}: no such job", "Begin with the first page again.")
+            ids = ids[ids.index(before) + 1 :]
+        found: list[Job] = []
+        for view in filter(None, map(self._jobs.get, ids)):
+            if (state and view.state != state) or (kind and view.request.kind != kind) or (vm and vm not in _vms(view)):
+                continue
+            if len(found) == limit:
+                return JobPage(jobs=found, following=found[-1].id)
+            found.append(self._described(view))
+        return JobPage(jobs=found, following="")
+
+    def job(self, job: str) -> Job:
+        """A job."""
+        return self._described(self._jobs.find(job))
+
+    def events(self, job: str, after: str = "-") -> list[Event]:
+        """The job's history after that event, oldest first."""
+        return self._jobs.events(self._jobs.find(job).id, after)
+
+    def cancel(self, job: str) -> Job:
+        """Have a job end and clean up after itself."""
+        view = self._active(job, "cancel")
+        self._jobs.cancel(view.id)
+        return self._nudged(view)
+
+    def pause(self, job: str) -> Job:
+        """Have a job rest: what it has under way ends, nothing more begins."""
+        view = self._active(job, "pause")
+        self._jobs.pause(view.id, True)
+        return self._nudged(view)
+
+    def resume(self, job: str) -> Job:
+        """Have a job go on: one that is paused, or one that failed or was cancelled."""
+        view = self._jobs.find(job)
+        if view.paused and not view.ended:
+            self._jobs.pause(view.id, False)
+            return self._nudged(view)
+        submission.resume(self._context, view.id)
+        return self._described(self._view(view.id))
+
+    def clean(self, foreign: bool = False) -> list[Cleaned]:
+        """Remove whatever ended jobs left."""
+        found: list[Cleaned] = []
+        active = self._jobs.active()
+        known = self._jobs.ids()
+        for site in self._sites():
+            try:
+                found += self._ask(site, "clean", SNAPSHOT_SECONDS, active=active, known=known, foreign=foreign)
+            except SendenseError as exc:
+                found.append(Cleaned(text=f"site {site}: not cleaned: {exc}", failed=True))
+        return [*found, *cleaning.clean(self._context)]
+
+    # Restore points
+
+    def points(self, vm: str = "") -> list[VmPoints]:
+        """The restore points of a VM, or of all."""
+        return catalogue.list_points(self._repository(), vm)
+
+    def point(self, point: str) -> PointDetails:
+        """A restore point, also VM@latest."""
+        return catalogue.details(self._repository(), point)
+
+    def chain(self, point: str) -> list[DiskChain]:
+        """The images behind each disk of a restore point."""
+        return catalogue.chain(self._repository(), point)
+
+    def delete(self, order: DeleteOrder, key: str) -> Deletion:
+        """Delete restore points: broken ones at once, the others by a job."""
+        job = self._jobs.id_for(key, order.model_dump_json())
+        if view := self._jobs.get(job):
+            return Deletion(deleted=[], job=self._described(view))
+        repository = self._repository()
+        found = [find_point(repository, name) for name in order.points]
+        uuid = catalogue.vm_of(found)
+        sound = list({point.id: point for point in found if isinstance(point, Point)}.values())
+        if not order.merge:
+            catalogue.must_be_free(repository, sound)
+        broken = {point.id: point for point in found if isinstance(point, Broken)}
+        for id in sorted(broken, reverse=True):  # what is built on another is newer
+            merge.delete_broken(repository, broken[id])
+        ordered = catalogue.in_order(sound, repository.points(uuid))
+        begun = self._delete(job, sound[0].vm, ordered, merge=order.merge) if ordered else None
+        return Deletion(deleted=list(broken), job=begun)
+
+    def prune(self, order: PruneOrder, key: str) -> list[Pruning]:
+        """Delete the restore points that no rule keeps, by a job for each VM; the newest stays."""
+        repository, policy, zone = self._repository(), catalogue.policy_of(order), catalogue.zone_named(order.timezone)
+        found = []
+        for known in catalogue.named_vms(repository, order.vm):
+            points = repository.points(known.ref.uuid)
+            if not points:
+                continue
+            kept = keep([(point.id, point.created) for point in points], policy, zone)
+            going = catalogue.in_order([point for point in points if point.id not in kept], points)
+            begun = None
+            if going and not order.dry_run:
+                job = self._jobs.id_for(f"{key} {known.ref.uuid}", order.model_dump_json())
+                begun = self._delete(job, points[-1].vm, going, merge=True)
+            shown = catalogue.points_of(repository, known)
+            found.append(Pruning(vm=known.ref, kept=kept, going=going, points=points, broken=shown.broken, job=begun))
+        return found
+
+    def repository(self) -> RepositoryUsage:
+        """What the repository takes, and what is left."""
+        return catalogue.usage(self._repository())
+
+    # Nodes and exports
+
+    def nodes(self) -> list[NodeView]:
+        """The nodes that live."""
+        client = self._context.ledger.client
+        drained = presence.drained(client)
+        return [NodeView(**node.model_dump(), drained=node.name in drained) for node in presence.nodes(client)]
+
+    def drain(self, node: str) -> NodeView:
+        """Have a node take no more work."""
+        return self._set_drained(node, True)
+
+    def undrain(self, node: str) -> NodeView:
+        """Have it take work again."""
+        return self._set_drained(node, False)
+
+    def exports(self) -> list[ExportView]:
+        """What is served over NBD, and to whom."""
+        return [self._export(export) for export in self._context.exports(self._beat).list()]
+
+    def serve(self, point: str, disk: int | None = None) -> list[ServedDisk]:
+        """Serve disks of a restore point read-only over NBD, until `unserve`."""
+        repository, exports = self._repository(), self._context.exports(self._beat)
+        found = find_sound(repository, point)
+        served = []
+        for each in [found.disk(disk)] if disk is not None else found.disks:
+            name = f"{_SERVED}{found.id}-{each.key}"
+            image = repository.levels(found, each.key)[0].image
+            self._jobs.keep_served(name, str(image))
+            exports.add(name, image, writable=False)
+            uri = reach(hub_export(name), self._context.settings)
+            served.append(ServedDisk(key=each.key, label=each.label, size=each.size, export=name, uri=uri))
+        return served
+
+    def unserve(self, export: str) -> None:
+        """End what `serve` began."""
+        if not export.startswith(_SERVED) or not self._jobs.drop_served(export):
+            raise NotFound(f"export {export}: is of no restore point that is served", "List them: sendense exports")
+        self._context.exports(self._beat).remove(export)
+
+    def readiness(self) -> Readiness:
+        """Whether the hub can do its work: whatever it needs is there and answers."""
+        checks = [Check(name=name, error=error) for name, error in self._checks()]
+        return Readiness(ready=not any(check.error for check in checks), checks=checks)
+
+    def _checks(self) -> Iterator[tuple[str, str]]:
+        client = self._context.ledger.client
+        try:
+            client.ping()
+            yield "redis", ""
+            workers = presence.processes(client, HUB_QUEUE)
+            yield "coordinator", "" if workers else "no worker reads the hub's queue"
+        except broker.Unavailable as exc:
+            yield "redis", f"does not answer: {exc}"
+            yield "coordinator", "unknown without Redis"
+        exports = self._context.exports(no_beat, CHECK_SECONDS)
+        yield "exports", "" if exports.answers() else "the exports daemon does not answer"
+        try:
+            if not self._is_new():
+                self._repository()
+            yield "repository", ""
+        except SendenseError as exc:
+            yield "repository", str(exc)
+
+    # Behind them
+
+    def _repository(self) -> Repository:
+        return open_repository(self._context.settings, create=False)
+
+    def _is_new(self) -> bool:
+        path = self._context.settings.repository
+        return path is not None and is_new(path)
+
+    def _ask(self, site: str, question: str, seconds: float, **arguments: object):  # type: ignore[no-untyped-def]
+        return ask(self._context, site, question, seconds=seconds, beat=self._beat, **arguments)
+
+    def _living_sites(self) -> set[str]:
+        """Those whose control workers are there; none while no hub runs."""
+        with suppress(*broker.Unavailable):
+            return presence.controlled_sites(self._context.ledger.client)
+        return set()
+
+    def _sites(self) -> list[str]:
+        return sorted({*self._context.settings.sites, *self._living_sites()})
+
+    def _site(self, name: str) -> str:
+        """The site of that name; without a name the only one there is."""
+        if name in self._context.settings.sites:
+            return name
+        known = self._sites()
+        if name in known:
+            return name
+        if not known:
+            hint = "Describe it in the settings file under [sites.NAME] (docs/settings.md), or start a node there."
+            raise Conflict("no site is set", hint)
+        if name:
+            raise NotFound(f"site {name}: not known here", f"Known are: {', '.join(known)}.")
+        if len(known) > 1:
+            raise Conflict("there are several sites", f"Name one with --site: {', '.join(known)}.")
+        return known[0]
+
+    def _view(self, job: str) -> JobView:
+        view = self._jobs.get(job)
+        if not view:
+            raise NotFound(f"job {job}: is not remembered any more", "'sendense jobs' lists those that are.")
+        return view
+
+    def _described(self, view: JobView) -> Job:
+        return describe(self._context.ledger, view)
+
+    def _active(self, job: str, verb: str) -> JobView:
+        view = self._jobs.find(job)
+        if view.ended:
+            raise Conflict(f"job {view.id}: {view.state} already", f"There is nothing to {verb}.")
+        return view
+
+    def _nudged(self, view: JobView) -> Job:
+        submission.send(self._context, view.id)
+        return self._described(self._view(view.id))
+
+    def _delete(self, job: str, vm: VmRef, points: list[str], *, merge: bool) -> Job:
+        plural = "s" * (len(points) > 1)
+        name = f"deletion of {len(points)} restore point{plural} of {vm.name}"
+        if not self._jobs.get(job):
+            submission.submit(self._context, job, DeleteRequest(vm=vm, points=points, merge=merge), name)
+        return self._described(self._view(job))
+
+    def _job_at_work(self, vm: VmRef) -> str:
+        """The job that has this VM, if a hub is up that knows of one."""
+        with suppress(*broker.Unavailable):
+            for view in filter(None, map(self._jobs.get, self._jobs.active())):
+                if vm.uuid in _vms(view):
+                    return view.id
+        return ""
+
+    def _set_drained(self, name: str, drained: bool) -> NodeView:
+        node = next((node for node in self.nodes() if node.name == name), None)
+        if not node:
+            raise NotFound(f"node {name}: no such node is up", "List them: sendense nodes")
+        presence.set_drained(self._context.ledger.client, name, drained)
+        return node.model_copy(update={"drained": drained})
+
+    def _export(self, export: Export) -> ExportView:
+        match = _OF_JOB.fullmatch(export.name)
+        job, disk = (match[1], int(match[2])) if match else ("", None)
+        view = self._jobs.get(job) if job else None
+        clients = {each for copy in copies_of(view) for each in self._context.ledger.holders(copy)} if view else set()
+        return ExportView(
+            name=export.name,
+            image=str(export.image),
+            writable=export.writable,
+            closing=export.closing,
+            job=job,
+            disk=disk,
+            clients=sorted(clients),
+        )
+
+
+def _target(text: str) -> str:
+    """An NBD URI that can be one, or an absolute path."""
+    if is_uri(text):
+        return parse(text).uri
+    if not text.startswith("/"):
+        raise InputError(
+            f"{text}: is neither an NBD URI nor an absolute path", "Name the image by its path on the hub."
+        )
+    return text
+
+
+def _vms(view: JobView) -> tuple[str, ...]:
+    """The name and the UUID of the VM that a job is about."""
+    request = view.request
+    if isinstance(request, BackupRequest | MigrateRequest | DeleteRequest):
+        return request.vm.name, request.vm.uuid
+    return (request.name,)
+
+
+def as_hub(operations: Operations) -> Hub:
+    """The types' proof that it is one."""
+    return operations

@@ -1,0 +1,131 @@
+"""Restore points as users see them, and which of them a policy lets go."""
+
+import os
+from collections.abc import Collection
+from datetime import UTC, datetime, tzinfo
+from zoneinfo import ZoneInfo
+
+from sendense.errors import Conflict, NotFound
+from sendense.orders import PruneOrder
+from sendense.repository.catalogue import Broken, KnownVm, Repository
+from sendense.repository.finding import all_vms, find_sound, find_vm
+from sendense.repository.points import Point
+from sendense.repository.retention import Policy
+from sendense.views import BrokenPoint, ChainLevel, DiskChain, PointDetails, RepositoryUsage, VmPoints
+
+
+def list_points(repository: Repository, vm: str) -> list[VmPoints]:
+    """The points of a VM, or of every one."""
+    return [points_of(repository, known) for known in named_vms(repository, vm)]
+
+
+def named_vms(repository: Repository, vm: str) -> list[KnownVm]:
+    """The VM that was named; all of the repository's without a name."""
+    return [find_vm(repository, vm)] if vm else all_vms(repository)
+
+
+def points_of(repository: Repository, known: KnownVm) -> VmPoints:
+    """The points of one VM."""
+    uuid = known.ref.uuid
+    broken = [BrokenPoint(id=each.id, vm=each.vm, reason=each.reason) for each in repository.broken(uuid)]
+    return VmPoints(vm=known.ref, path=known.path, points=repository.points(uuid), broken=broken)
+
+
+def details(repository: Repository, text: str) -> PointDetails:
+    """A sound point, what it takes, and what is built on it."""
+    point = find_sound(repository, text)
+    children = [child.id for child in repository.children(point)]
+    return PointDetails(point=point, usage=repository.usage_of(point), children=children)
+
+
+def chain(repository: Repository, text: str) -> list[DiskChain]:
+    """The images behind each disk of a point."""
+    point = find_sound(repository, text)
+    return [
+        DiskChain(
+            key=disk.key,
+            label=disk.label,
+            size=disk.size,
+            levels=[
+                ChainLevel(
+                    point=level.point,
+                    mode=level.disk.mode,
+                    image=str(level.image),
+                    stored=level.image.stat().st_blocks * 512,
+                )
+                for level in repository.levels(point, disk.key)
+            ],
+        )
+        for disk in point.disks
+    ]
+
+
+def usage(repository: Repository) -> RepositoryUsage:
+    """What the repository takes, and what is left on its file system."""
+    return RepositoryUsage(
+        path=str(repository.layout.root),
+        stored=repository.usage(),
+        free=repository.free(),
+        vms=len(all_vms(repository)),
+        points=len(repository.points()),
+        broken=len(repository.broken()),
+    )
+
+
+def in_order(going: Collection[Point], points: Collection[Point]) -> list[str]:
+    """
+    The ids in the order in which they cost least.
+
+    First those that nothing else is built on any more, newest first: their data just goes. Then the others, oldest
+    first, so that what is merged into the next point is merged once.
+    """
+    left = {point.id for point in points}
+    free: list[str] = []
+    newest_first = sorted(going, key=lambda point: (point.created, point.id), reverse=True)
+    built_on = {point.id: {disk.parent for disk in point.disks} for point in points}
+    for point in newest_first:
+        if not any(point.id in built_on[other] for other in left):
+            free.append(point.id)
+            left.discard(point.id)
+    return free + [point.id for point in reversed(newest_first) if point.id not in free]
+
+
+def must_be_free(repository: Repository, going: list[Point]) -> None:
+    """Refuse at once what the job would refuse."""
+    ids = {point.id for point in going}
+    for point in going:
+        if others := [child.id for child in repository.children(point) if child.id not in ids]:
+            raise Conflict(
+                f"{', '.join(others)} is built on {point.id}",
+                "Delete that first, or use --merge: it then takes over what it needs.",
+            )
+
+
+def vm_of(found: Collection[Point | Broken]) -> str:
+    """The UUID of the one VM that all of these are of."""
+    uuids = {point.vm if isinstance(point, Broken) else point.vm.uuid for point in found}
+    if len(uuids) > 1:
+        raise Conflict("the restore points are those of several VMs", "Delete those of one VM at a time.")
+    return uuids.pop()
+
+
+def policy_of(order: PruneOrder) -> Policy:
+    """The order's rules; InputError when they keep nothing."""
+    return Policy(order.last, order.daily, order.weekly, order.monthly, order.yearly)
+
+
+def zone_named(name: str) -> tzinfo:
+    """A time zone by its IANA name, this machine's without one: a day begins at midnight in summer as in winter."""
+    if name:
+        try:
+            return ZoneInfo(name)
+        except (OSError, ValueError, LookupError) as exc:
+            raise NotFound(f"time zone {name!r}: is not known", "Give an IANA name, such as Europe/Oslo.") from exc
+    here = os.environ.get("TZ", "").removeprefix(":")
+    try:
+        if here:
+            return ZoneInfo(here)
+        with open("/etc/localtime", "rb") as file:
+            return ZoneInfo.from_file(file, "localtime")
+    except (OSError, ValueError, LookupError):
+        return datetime.now().astimezone().tzinfo or UTC
