@@ -1,78 +1,60 @@
-"""Following a job to its end, from whichever command: the hub is kept up meanwhile, and taken over if need be."""
+"""Following a job to its end, at whichever hub."""
 
 import time
+from dataclasses import dataclass
 
-from sendense.coordinator import submission
-from sendense.errors import InputError
-from sendense.hub.seat import Seat
-from sendense.jobs.ledger import Ledger
+from sendense.errors import HubUnreachable
 from sendense.jobs.watch import Watcher
-from sendense.models import Progress, verification_id
-from sendense.requests import JobView
-
-LOOK_SECONDS = 0.1
-"""Between two looks at the job."""
-
-NUDGE_SECONDS = 5.0
-"""Between two reminders by a command that does not run the hub itself."""
+from sendense.service.hub import Hub
+from sendense.views import Job
 
 CANCEL_SECONDS = 60.0
 """For a cancelled job to clean up after itself, while the user waits for the prompt."""
 
 
-def follow(seat: Seat, job: str, watcher: Watcher, told: str = "-") -> JobView:
+@dataclass(frozen=True)
+class Pace:
+    """Seconds between two looks at a job, and for which a hub may be silent meanwhile: it may be started again."""
+
+    look: float
+    silence: float
+
+
+HERE = Pace(look=0.1, silence=0.0)
+"""For the hub of this machine, which is taken over when it is silent."""
+
+ELSEWHERE = Pace(look=1.0, silence=600.0)
+"""For one over the network."""
+
+
+def follow(hub: Hub, job: str, watcher: Watcher, told: str, pace: Pace) -> Job:
     """Wait for the job's end, telling its history after the event `told`, and its progress; returns how it ended."""
-    ledger, nudged = seat.context.ledger, time.monotonic()
+    heard, is_lost = time.monotonic(), False
     while True:
-        seat.go_on()
-        if not seat.hosts and time.monotonic() - nudged > NUDGE_SECONDS:  # whoever hosts may be stopped
-            nudged = time.monotonic()
-            if not seat.call(lambda: seat.jobs.is_leased(job)):
-                seat.call(lambda: submission.send(seat.context, job))
-        for event in seat.call(lambda after=told: seat.jobs.events(job, after)):  # type: ignore[misc]
-            told = event.id
-            watcher.note(event.text)
-        view = seat.call(lambda: seat.jobs.get(job))
-        if not view:
-            raise InputError(f"job {job}: is not remembered any more", "'sendense jobs' lists those that are.")
-        if view.ended:
-            return view
-        if progress := seat.call(lambda view=view: progress_of(ledger, view)):  # type: ignore[misc]
-            watcher.show(view.waiting or view.step, progress)
-        time.sleep(LOOK_SECONDS)
+        try:
+            found = hub.job(job)  # before its history, which then has everything until its end
+            for event in hub.events(job, told):
+                told = event.id
+                watcher.note(event.text)
+        except HubUnreachable as exc:
+            if time.monotonic() - heard > pace.silence:
+                raise
+            if not is_lost:
+                watcher.note(f"{exc}: trying again")
+            is_lost = True
+        else:
+            heard, is_lost = time.monotonic(), False
+            if found.has_ended:
+                return found
+            if found.progress:
+                watcher.show(found.waiting or found.step, found.progress)
+        time.sleep(pace.look)
 
 
-def cancel(seat: Seat, job: str) -> JobView | None:
-    """Cancel the job and follow its cleaning, for a minute; None when that takes longer."""
-    seat.call(lambda: seat.jobs.cancel(job))
-    seat.call(lambda: submission.send(seat.context, job))
-    deadline = time.monotonic() + CANCEL_SECONDS
-    while time.monotonic() < deadline:
-        seat.go_on()
-        view = seat.call(lambda: seat.jobs.get(job))
-        if view and view.ended:
-            return view
-        time.sleep(LOOK_SECONDS)
-    return None
-
-
-def stay(seat: Seat, watcher: Watcher) -> None:
-    """Keep the hub up for jobs of other commands; they would take it over, and lose some seconds."""
-    told = False
-    while seat.hosts and (others := seat.call(seat.jobs.active)):
-        if not told:
-            watcher.note(f"done; staying for {', '.join(others)}, which other commands follow")
-            told = True
-        seat.go_on()
-        time.sleep(LOOK_SECONDS)
-
-
-def progress_of(ledger: Ledger, view: JobView) -> Progress | None:
-    """All disks' counters together, of the copying or of the verification under way; None before there is a plan."""
-    name = verification_id if view.step == "verify" else str
-    found = [progress for disk in view.work.disks if disk.copy_id and (progress := ledger.progress(name(disk.copy_id)))]
-    if not any(progress.batches for progress in found):
-        return None
-    names = ("size", "data", "zero", "done", "already_done", "copied", "batches", "batches_done", "waiting")
-    counts = {name: sum(getattr(each, name) for each in found) for name in (*names, "failed", "retries", "stalls")}
-    return Progress(state="copying", active=[activity for each in found for activity in each.active], **counts)
+def cancel(hub: Hub, job: str, pace: Pace) -> Job:
+    """Cancel the job and follow its cleaning, for a minute; returns it as it is then."""
+    found, deadline = hub.cancel(job), time.monotonic() + CANCEL_SECONDS
+    while not found.has_ended and time.monotonic() < deadline:
+        time.sleep(pace.look)
+        found = hub.job(found.id)
+    return found

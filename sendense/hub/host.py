@@ -1,18 +1,22 @@
 """The parts of a hub and of its sites' nodes, as children of one process: started, supervised, ticked, ended."""
 
 import shutil
-import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
-from sendense.coordinator import run
+from sendense.coordinator import run, upkeep
+from sendense.coordinator.context import Context
 from sendense.coordinator.record import Jobs
+from sendense.hub.served import Served
 from sendense.jobs import broker, presence
+from sendense.jobs.ledger import Ledger
 from sendense.jobs.queues import HUB_QUEUE, control_queue, site_queue
-from sendense.nbd.uri import is_uri
-from sendense.requests import JobView, MigrateRequest, RestoreRequest
-from sendense.settings import HUB_SITE, Settings
+from sendense.models import HUB_SITE
+from sendense.settings import Settings
 from sendense.supervise.redis import PrivateRedis
+from sendense.supervise.remote import RemoteRedis
 from sendense.supervise.service import Budget, Note
 from sendense.supervise.storage import Storage
 from sendense.supervise.worker import Worker
@@ -27,6 +31,9 @@ END_SECONDS = 3.0
 LARGE_LOG = 8 * MiB
 """Bytes of a log that is put aside at the next start; the one before it goes."""
 
+LOOK_SECONDS = 0.05
+"""Between two looks at whether the workers have ended."""
+
 _TEMPORARY = ("disk-*", "pymp-*")
 """What killed workers leave in their temporary folder."""
 
@@ -37,19 +44,34 @@ class Host:
     def __init__(self, settings: Settings, note: Note) -> None:
         self._settings, self._note = settings, note
         folder = settings.hub_dir
-        self._redis = PrivateRedis(folder, note, Budget())
-        self._storage = Storage(str(settings.nbd_socket), folder, note, Budget())
-        sites = list(settings.sites)
-        copying = [site_queue(site) for site in (HUB_SITE, *sites)]
+        self._own = None if settings.redis else PrivateRedis(folder, note, Budget(), settings)
+        self._redis: PrivateRedis | RemoteRedis = self._own or RemoteRedis(settings, note)
+        self._storage = Storage(settings.exports_address, folder, note, Budget(), settings.tls_dir)
         self._workers = {"hub": self._worker("hub", [HUB_QUEUE], COORDINATORS)}
+        copying = [site_queue(site) for site in self._sites]
         self._workers["node"] = self._worker("node", copying, settings.processes)
-        if sites:
-            self._workers["control"] = self._worker("control", list(map(control_queue, sites)), COORDINATORS)
-        self._solo = self._worker("solo", [site_queue(site, solo=True) for site in (HUB_SITE, *sites)], 1)
-        self._jobs = Jobs(self._redis.client)
-        self._app = broker.make_app(self._redis.url)
+        if settings.sites:
+            queues = list(map(control_queue, settings.sites))
+            self._workers["control"] = self._worker("sites-control", queues, COORDINATORS)
+        client = self._redis.client
+        self.context = Context(settings, Ledger(client), Jobs(client), broker.make_app(self._redis.url))
+        """For whoever watches the jobs: its calls give up soon."""
+        self._served = Served(self.context, note)
         self._complete = False
         self._ticked = 0.0
+
+    @property
+    def redis_url(self) -> str:
+        """Where the hub's Redis is."""
+        return self._redis.url
+
+    @property
+    def logs(self) -> dict[str, Path]:
+        """The parts' logs, by their names; those that are started when they are needed included."""
+        solos = {f"solo-{site}": self._settings.hub_dir / f"solo-{site}.log" for site in self._sites}
+        own = {"redis": self._own.child.log} if self._own else {}
+        workers = {role: worker.child.log for role, worker in self._workers.items()}
+        return {**own, "exports": self._storage.child.log, **workers, **solos}
 
     def start_redis(self) -> None:
         """Start what it takes to look at the jobs."""
@@ -57,8 +79,9 @@ class Host:
         for log in self._settings.hub_dir.glob("*.log"):
             if log.stat().st_size > LARGE_LOG:
                 log.replace(log.with_suffix(".log.1"))
-        self._redis.start()
-        self._redis.wait()
+        if self._own:
+            self._own.start()
+            self._own.wait()
 
     def start_all(self) -> None:
         """Start the rest, once."""
@@ -67,47 +90,95 @@ class Host:
         self._complete = True
         self._storage.start()
         for worker in self._workers.values():
+            with suppress(*broker.Unavailable):
+                presence.withdraw(self._redis.client, worker.name)  # of a hub that was killed
             worker.start()
         self._storage.wait()
 
     def supervise(self) -> None:
         """Start again whatever ended or stopped, kill what was condemned, and have the jobs' steps run."""
         try:
-            self._redis.supervise()
+            if self._own:
+                self._own.supervise()
             if not self._complete:
                 return
             self._storage.supervise()
             for worker in self._workers.values():
                 worker.supervise()
-                for pid in presence.take_condemned(self._redis.client, worker.name):
-                    worker.kill_process(pid)
+            self._kill_condemned()
             if time.monotonic() - self._ticked > self._settings.tick_seconds:
                 self._tick()
-        except broker.Unavailable:
-            self._redis.restart_silent()
+            if isinstance(self._redis, RemoteRedis) and self._redis.answered():
+                for worker in self._workers.values():
+                    worker.excuse()
+        except broker.Unavailable as exc:
+            if isinstance(self._redis, RemoteRedis):
+                self._redis.missed(exc)
+            else:
+                self._redis.restart_silent()
 
-    def _tick(self) -> None:
-        self._ticked = time.monotonic()
-        for view in self._active():
-            if "solo" not in self._workers and _needs_solo(view):
-                self._workers["solo"] = self._solo
-                self._solo.start()
-            if lapsed := self._jobs.lapsed(view.id):  # all processes may be stopped, and none left to notice
-                presence.condemn(self._redis.client, lapsed)
-            if not self._jobs.is_leased(view.id):
-                run.send(self._app, view, expires=2 * self._settings.tick_seconds)
+    def is_ready(self) -> bool:
+        """Whether all parts are of use; LedgerUnavailable when Redis is not."""
+        present = (presence.is_present(self._redis.client, worker.name) for worker in self._workers.values())
+        return self._complete and self._storage.is_ready() and all(present)
 
-    def _active(self) -> Iterator[JobView]:
-        return (view for job in self._jobs.active() if (view := self._jobs.get(job)))
+    def end_work(self, go_on: Callable[[], bool]) -> None:
+        """Have the workers take no more work and end what they have, for as long as `go_on` says."""
+        for worker in self._workers.values():
+            worker.ask_to_end()
+        while any(worker.child.is_running() for worker in self._workers.values()) and go_on():
+            with suppress(*broker.Unavailable):
+                self._kill_condemned()
+            time.sleep(LOOK_SECONDS)
 
     def close(self) -> None:
         """End everything; what counts is in the ledger and in the repository."""
         for worker in self._workers.values():
             worker.child.kill()
         if self._complete:
+            with suppress(*broker.Unavailable):  # then it lapses
+                upkeep.hand_back(self.context.ledger, self.context.jobs, [each.name for each in self._workers.values()])
             self._storage.end()
-        self._redis.child.end(END_SECONDS)
+        if self._own:
+            self._own.child.end(END_SECONDS)
         self._sweep()
+
+    def _tick(self) -> None:
+        self._ticked = time.monotonic()
+        jobs = self.context.jobs
+        solo = set()
+        for view in upkeep.active(jobs):
+            solo.add(upkeep.solo_site(view))
+            if lapsed := jobs.lapsed(view.id):  # all processes may be stopped, and none left to notice
+                presence.condemn(self._redis.client, lapsed)
+            if not jobs.is_leased(view.id):
+                run.remind(self.context, view)
+        for site in self._sites:
+            self._serve_solo(site, wanted=site in solo)
+        self._served.keep(self._storage.child.pid)
+
+    def _serve_solo(self, site: str, *, wanted: bool) -> None:
+        """Have one process, and the only one of all nodes, copy what takes one client."""
+        role = f"solo-{site}"
+        if not wanted and role not in self._workers:
+            return
+        worker = self._workers.get(role) or self._worker(role, [site_queue(site, solo=True)], 1)
+        if not presence.hold(self._redis.client, f"{site}.solo", worker.name):
+            if self._workers.pop(role, None):
+                worker.child.kill()
+        elif role not in self._workers:
+            self._workers[role] = worker
+            worker.start()
+
+    def _kill_condemned(self) -> None:
+        for worker in self._workers.values():
+            for pid in presence.take_condemned(self._redis.client, worker.name):
+                worker.kill_process(pid)
+
+    @property
+    def _sites(self) -> tuple[str, ...]:
+        """Those that this machine copies for itself."""
+        return (HUB_SITE, *self._settings.sites)
 
     def _sweep(self) -> None:
         for pattern in _TEMPORARY:
@@ -116,12 +187,6 @@ class Host:
 
     def _worker(self, role: str, queues: list[str], processes: int) -> Worker:
         log = self._settings.hub_dir / f"{role}.log"
-        worker = Worker(f"{socket.gethostname()}-{role}", self._redis, queues, log, self._note, Budget())
+        worker = Worker(f"{self._settings.node_name}-{role}", self._redis, queues, log, self._note, Budget())
         worker.processes = processes
         return worker
-
-
-def _needs_solo(view: JobView) -> bool:
-    """Whether an endpoint of the job may take one client only."""
-    request = view.request
-    return isinstance(request, RestoreRequest | MigrateRequest) and any(map(is_uri, request.targets.values()))

@@ -16,37 +16,34 @@ from typing import Self, TypeVar
 from sendense.coordinator.context import Context
 from sendense.coordinator.record import Jobs
 from sendense.errors import InputError, JobFailed
+from sendense.hub.folder import is_locked, prepare, service_lock
 from sendense.hub.host import Host
 from sendense.jobs import broker
+from sendense.jobs.access import redis_url
 from sendense.jobs.ledger import Ledger, connect
 from sendense.settings import Settings
-from sendense.supervise.redis import url_of
 from sendense.supervise.service import Note
 
 PATIENCE_SECONDS = 30.0
 """For another command's hub to answer, or to end so that this one can take its place."""
 
-SOCKET_PATH_LIMIT = 107
-"""Bytes of a Unix socket's path (unix(7))."""
-
 T = TypeVar("T")
 
 
 class Seat:
-    """Reaches the hub, and runs it when nobody else does. `work` is False for commands that look, and end at once."""
+    """
+    Reaches the hub, and runs it when nobody else does, unless the settings say that its Redis is not its own.
+
+    `work` is False for whoever only looks, and may become True later.
+    """
 
     def __init__(self, settings: Settings, note: Note, *, work: bool) -> None:
-        self._settings, self._note, self._work = settings, note, work
+        self._settings, self._note, self.work = settings, note, work
         self._host: Host | None = None
         self._lock = -1
-        if len(os.fsencode(settings.hub_dir / "exports-watch.sock")) > SOCKET_PATH_LIMIT:
-            raise InputError(
-                f"{settings.state_dir}: too long a path for a Unix socket's",
-                "Set state_dir to a folder with a short path.",
-            )
-        url = url_of(settings.hub_dir)
-        client = connect(url, retries=0)
-        self.context = Context(settings, Ledger(client), Jobs(client), broker.make_app(url))
+        self._url = redis_url(settings)
+        client = connect(self._url, retries=0, settings=settings)
+        self.context = Context(settings, Ledger(client), Jobs(client), broker.make_app(self._url))
 
     @property
     def jobs(self) -> Jobs:
@@ -54,13 +51,18 @@ class Seat:
         return self.context.jobs
 
     @property
+    def is_of_a_service(self) -> bool:
+        """Whether `sendense hub` runs here, or did and is likely to be back: its jobs wait for it."""
+        return service_lock(self._settings.hub_dir).exists()
+
+    @property
     def hosts(self) -> bool:
         """Whether the hub's parts are children of this process."""
         return self._host is not None
 
     def __enter__(self) -> Self:
+        prepare(self._settings)
         try:
-            self._settings.hub_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.go_on()
             self.call(self.jobs.active)
         except OSError as exc:
@@ -78,12 +80,20 @@ class Seat:
         self.leave()
 
     def go_on(self) -> None:
-        """To be called a few times a second: keeps the hub up, or takes it over when whoever did so is gone."""
+        """
+        To be called a few times a second: keeps the hub up, or takes it over when whoever did so is gone.
+
+        Where `sendense hub` is there, the hub is left to that.
+        """
+        if is_locked(service_lock(self._settings.hub_dir)):
+            if self._host:
+                self.leave()
+            return
         if not self._host and self._may_host():
             host = self._host = Host(self._settings, self._note)
             host.start_redis()
         if self._host:
-            if self._work:
+            if self.work:
                 self._host.start_all()
             self._host.supervise()
 
@@ -95,12 +105,18 @@ class Seat:
                 return ask()
             except broker.Unavailable as exc:
                 if time.monotonic() > deadline:
-                    raise JobFailed(
-                        f"the hub in {self._settings.hub_dir} does not answer",
-                        "Look at the command that runs it (its lock's holder), and at redis.log there.",
-                    ) from exc
+                    raise self.silence() from exc
                 time.sleep(0.05)
                 self.go_on()
+
+    def silence(self) -> JobFailed:
+        """What to say of a hub that does not answer."""
+        if self._settings.redis:
+            return JobFailed(f"the hub's Redis at {self._url} does not answer", "Look whether 'sendense hub' runs.")
+        return JobFailed(
+            f"the hub in {self._settings.hub_dir} does not answer",
+            "Look at the command that runs it (its lock's holder), and at redis.log there.",
+        )
 
     def leave(self) -> None:
         """End what this process runs; another command takes it over."""
@@ -112,6 +128,8 @@ class Seat:
             self._lock = -1
 
     def _may_host(self) -> bool:
+        if self._settings.redis:
+            return False
         if self._lock < 0:
             self._lock = os.open(self._settings.hub_dir / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:

@@ -1,0 +1,1 @@
+"""A node: the workers of a site, kept up on one machine for a hub on another."""

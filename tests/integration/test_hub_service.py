@@ -1,0 +1,171 @@
+"""`sendense hub` as a service of one machine: ready when it is, told to systemd, alone, and kept up."""
+
+import http.client
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sendense.coordinator.record import Jobs
+from sendense.exports import Exports
+from tests.backup import END_SECONDS, QUICK, WAIT_SECONDS, Backups, open_backups, patiently
+from tests.machines import STOP_SECONDS, Service, environment
+from tests.servers import free_port
+from tests.site import LabSite, open_site
+
+COMMAND = [str(Path(".venv/bin/sendense").absolute()), "hub"]
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[LabSite]:
+    """A small site: the hub has it in its own settings."""
+    with open_site(vms=1, disks=1, disk_size=32 * 2**20, fill=0) as site:
+        yield site
+
+
+@pytest.fixture
+def backups(site: LabSite) -> Iterator[Backups]:
+    """A state folder and a repository."""
+    with open_backups(site) as backups:
+        yield backups
+
+
+class OneHub:
+    """The settings of a hub on this machine, and what it tells systemd."""
+
+    def __init__(self, backups: Backups) -> None:
+        self.backups = backups
+        self.api, self.flower = free_port(), free_port()
+        self.settings: dict[str, object] = {
+            "config": backups.site.config,
+            "state_dir": backups.state,
+            "repository": backups.root,
+            **QUICK,
+            "api_listen": f"127.0.0.1:{self.api}",
+            "flower_listen": f"127.0.0.1:{self.flower}",
+        }
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.listener.settimeout(WAIT_SECONDS)
+        self._address = str(backups.folder / "notify")
+        self.listener.bind(self._address)
+        self._services: list[Service] = []
+
+    def start(self, *options: str) -> Service:
+        """Start it."""
+        told = {"NOTIFY_SOCKET": self._address, "WATCHDOG_USEC": "1000000"}
+        service = Service([*COMMAND, *options], environment(self.settings) | told, self.backups.folder / "hub.out")
+        self._services.append(service)
+        return service
+
+    def hears(self, word: str) -> str:
+        """Wait until systemd is told this; what it was told."""
+        while not (text := self.listener.recv(1000).decode()).startswith(word):
+            continue
+        return text
+
+    def close(self) -> None:
+        """End what runs."""
+        for service in self._services:
+            service.stop()
+        self.listener.close()
+
+
+@pytest.fixture
+def one(backups: Backups) -> Iterator[OneHub]:
+    """A hub that is not started yet."""
+    one = OneHub(backups)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+def answers(port: int) -> bool:
+    """Whether a page is there."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=END_SECONDS)
+    try:
+        connection.request("GET", "/healthz")
+        connection.getresponse()
+    except OSError:
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+def test_the_hub_as_a_service(one: OneHub) -> None:
+    """It is ready when its parts answer, is the only one, keeps them up, serves commands, and ends in good order."""
+    hub = one.start("--log-json")
+    one.hears("READY=1")
+    assert answers(one.api)
+    assert answers(one.flower)
+    assert one.hears("WATCHDOG=1")
+
+    second = subprocess.run(
+        COMMAND, env=environment(one.settings), capture_output=True, text=True, timeout=STOP_SECONDS
+    )
+    assert second.returncode == 2
+    assert second.stderr.startswith("sendense: a hub runs already in ")
+
+    view = one.backups.backup("web01")  # by a command, which is a guest
+    hub.wait_for(f"job {view.id}, backup of web01: succeeded", WAIT_SECONDS)
+
+    hub.child("sendense.api").kill()
+    hub.wait_for("API ended", WAIT_SECONDS)
+    assert patiently(lambda: answers(one.api), WAIT_SECONDS)
+
+    image = one.backups.image(one.backups.points("web01")[0], 2000)
+    exports = Exports(one.backups.state / "hub" / "exports.sock", str(one.backups.state / "hub" / "nbd.sock"))
+    with one.backups.client() as client:
+        Jobs(client).keep_served("point-1-2000", str(image))
+        Jobs(client).keep_served("point-2-2000", str(image.with_name("gone.qcow2")))
+    hub.child("qemu-storage-daemon").kill()
+    hub.wait_for("exports daemon ended: starting it again", WAIT_SECONDS)
+    assert patiently(lambda: [each.name for each in exports.list()] == ["point-1-2000"], WAIT_SECONDS)
+    hub.wait_for("export point-2-2000 cannot be put back", WAIT_SECONDS)
+
+    hub.ask_to_end()
+    one.hears("STOPPING=1")
+    assert hub.ends() == 0
+    assert one.backups.survivors() == []
+    lines = hub.lines()
+    assert all(line.keys() >= {"time", "level", "part", "message"} for line in lines), hub.text()
+    assert {"hub", "API"} <= {line["part"] for line in lines}
+    secrets = [(one.backups.state / "flower.password").read_text().strip(), one.backups.site.password]
+    assert not any(secret in hub.text() for secret in secrets)
+
+
+def test_commands_leave_it_the_hub(one: OneHub) -> None:
+    """A command that runs the hub in passing leaves it to the service, and takes it over again when that has ended."""
+    with one.backups.hub():
+        hub = one.start()
+        hub.wait_for("waiting for a command on this machine", WAIT_SECONDS)
+        one.hears("READY=1")
+        one.backups.backup("web01")
+        hub.stop()
+        one.backups.backup("web01")
+
+
+def test_it_ends_at_once(one: OneHub) -> None:
+    """A second signal is enough, also while it starts; what it had started ends with it."""
+    hub = one.start()
+    hub.wait_for("starts", WAIT_SECONDS)
+    hub.process.send_signal(signal.SIGHUP)  # means nothing
+    hub.process.send_signal(signal.SIGINT)
+    hub.process.send_signal(signal.SIGTERM)
+    assert hub.ends() == 0
+    assert one.backups.survivors() == []
+
+
+def test_a_part_that_cannot_be(one: OneHub) -> None:
+    """Where a part cannot start, it ends with that part's last words."""
+    (one.backups.state / "hub").mkdir(parents=True)
+    (one.backups.state / "hub" / "appendonlydir").write_text("in Redis' way")
+    hub = one.start("--log-json")
+    assert hub.ends() == 1
+    last = [line for line in hub.lines() if line.get("level") == "error"]
+    assert last[0]["message"].startswith("the redis ended at once: ")
+    assert "redis.log" in last[0]["hint"]
