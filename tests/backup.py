@@ -18,6 +18,7 @@ from sendense.repository.catalogue import Repository
 from sendense.repository.points import Point
 from sendense.requests import Event, JobView
 from sendense.supervise.redis import url_of
+from sendense.views import Job
 from tests.integration.support import Result, same_image, tool
 from tests.servers import short_folder
 from tests.site import LabSite
@@ -104,17 +105,17 @@ class Backups:
             raise AssertionError(f"did not end within {COMMAND_SECONDS:.0f} s: {stdout}{stderr}") from None
         return Result(process.returncode, stdout, stderr)
 
-    def backup(self, vm: str, *options: str, **settings: object) -> JobView:
+    def backup(self, vm: str, *options: str, **settings: object) -> Job:
         """A backup that has to succeed; how it went."""
         return self.succeeded(self.run("backup", vm, "--json", *options, **settings))
 
-    def succeeded(self, result: Result) -> JobView:
+    def succeeded(self, result: Result) -> Job:
         """The job of a command with --json that has to have succeeded, and to have left no snapshot."""
         assert result.status == 0, result.stderr
-        view = JobView.model_validate(result.summary)
-        assert view.state == "succeeded"
-        assert view.leftover == ""
-        return view
+        job = Job.model_validate(result.summary)
+        assert job.state == "succeeded"
+        assert job.leftover == []
+        return job
 
     def refused(self, vm: str, *options: str, status: int = 2, **settings: object) -> str:
         """The error of a backup that has to end with this status: two lines, as one text."""

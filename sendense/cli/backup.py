@@ -4,13 +4,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from sendense.cli.running import run_job
+from sendense.cli.running import run_order, working_hub
 from sendense.errors import InputError
 
 
 def backup(
     vm: Annotated[str, typer.Argument(help="Name, inventory path, UUID or moref of the VM.")],
-    site: Annotated[str, typer.Option(help="The VM's site; not needed where the settings have one.")] = "",
+    site: Annotated[str, typer.Option(help="The VM's site; not needed where there is one.")] = "",
     mode: Annotated[
         Literal["auto", "full", "incremental"],
         typer.Option(help="auto: an incremental where that is possible, else a full."),
@@ -25,21 +25,27 @@ def backup(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
     """Back a VM up into the repository: what changed since the last restore point, or all of it."""
-    from sendense.cli.finding import find_vm, keys_of
-    from sendense.coordinator.site import choose_disks
-    from sendense.requests import BackupRequest
-    from sendense.settings import load_settings
+    from sendense.orders import BackupOrder, PreviewOrder, make_order
 
-    settings = load_settings()
+    keys = _keys_of(disks)
     if dry_run:
         from sendense.cli.dryrun import show_dry_run
 
-        wanted = keys_of(disks)
-        show_dry_run(settings, vm, site, mode=mode, disks=wanted, with_snapshot=with_snapshot, as_json=as_json)
+        preview = make_order(PreviewOrder, vm=vm, site=site, mode=mode, disks=keys, with_snapshot=with_snapshot)
+        show_dry_run(preview, as_json=as_json)
         return
     if with_snapshot:
         raise InputError("--with-snapshot is for --dry-run", "A backup makes a snapshot in any case.")
-    info, keys = find_vm(settings, vm, site), keys_of(disks)
-    choose_disks(info, keys)  # refuses what cannot be backed up, before there is a job
-    request = BackupRequest(vm=info.ref, mode=mode, disks=keys, quiesce=quiesce, verify=verify)
-    run_job(settings, request, f"backup of {info.ref.name}", as_json=as_json)
+    order = make_order(BackupOrder, vm=vm, site=site, mode=mode, disks=keys, quiesce=quiesce, verify=verify)
+    with working_hub(as_json=as_json) as (hub, watcher):
+        run_order(hub, watcher, order, as_json=as_json)
+
+
+def _keys_of(text: str) -> list[int]:
+    """Device keys, separated by commas."""
+    try:
+        return [int(word) for word in text.split(",") if word.strip()]
+    except ValueError as exc:
+        raise InputError(
+            f"--disks {text}: not device keys", "Give numbers such as 2000,2001; 'sendense vms show VM' has them."
+        ) from exc

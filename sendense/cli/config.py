@@ -93,7 +93,7 @@ def _checked(thing: str, look: Callable[[], str]) -> Checked:
 
 
 def _state(settings: "Settings") -> str:
-    from sendense.hub.seat import SOCKET_PATH_LIMIT
+    from sendense.hub.folder import SOCKET_PATH_LIMIT
 
     if len(os.fsencode(settings.hub_dir / "exports-watch.sock")) > SOCKET_PATH_LIMIT:
         raise InputError(
@@ -103,7 +103,8 @@ def _state(settings: "Settings") -> str:
 
 
 def _repository(settings: "Settings") -> str:
-    from sendense.cli.catalogue import is_new, open_repository
+    from sendense.coordinator.context import open_repository
+    from sendense.repository.finding import is_new
 
     path = settings.repository
     if not path:
@@ -111,7 +112,7 @@ def _repository(settings: "Settings") -> str:
     usable = _writable(path, "repository")
     if is_new(path):
         return usable
-    repository = open_repository(settings)
+    repository = open_repository(settings, create=False)
     points, broken = len(repository.points()), len(repository.broken())
     bad = f", {broken} of them broken" if broken else ""
     return f"{path}: {points + broken} restore points{bad}, {show_bytes(repository.free())} free"
@@ -143,7 +144,8 @@ def _password(site: "Site") -> str:
 
 def _plugin(site: "Site") -> str:
     options = [f"{key}={site.nbdkit_options[key]}" for key in _LIBRARIES if key in site.nbdkit_options]
-    told = _output("nbdkit", "--dump-plugin", site.nbdkit_plugin, *options)
+    filters = [f"--filter={name}" for name in site.nbdkit_filters]
+    told = _output("nbdkit", *filters, "--dump-plugin", site.nbdkit_plugin, *options)
     values = dict(line.split("=", 1) for line in told.splitlines() if "=" in line)
     version = values.get("vddk_library_version") or values.get("version", "")
     return f"{site.nbdkit_plugin} {version}".strip()

@@ -1,26 +1,29 @@
 """The `sendense jobs` commands."""
 
-import json
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from sendense.cli.ending import EXIT_FAILED
-from sendense.cli.running import describe_result, follow_job
-from sendense.errors import InputError
+from sendense.cli.opening import open_hub, pace
+from sendense.cli.running import conclude, describe_result, follow_job, show_result, working_hub
 from sendense.units import show_bytes, show_seconds
 
 if TYPE_CHECKING:
-    from sendense.hub.seat import Seat
-    from sendense.requests import JobView
-    from sendense.settings import Settings
+    from sendense.views import Job
 
 jobs_app = typer.Typer(help="What was done, is being done, and how to go on with it.", no_args_is_help=False)
 
 EVENTS_SECONDS = 0.5
 """Between two looks for new lines of a job's history."""
+
+PAGE = 50
+"""Jobs that are asked for at once."""
+
+_State = Literal["queued", "running", "succeeded", "failed", "cancelled", "different"]
+_Kind = Literal["backup", "restore", "verify", "migrate", "delete"]
 
 _Job = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or the beginning of it.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -30,21 +33,28 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def list_jobs(
     context: typer.Context,
     last: Annotated[int, typer.Option(min=1, help="Show so many of the latest.")] = 20,
+    state: Annotated[_State | None, typer.Option(help="Only those in this state.")] = None,
+    kind: Annotated[_Kind | None, typer.Option(help="Only those of this kind.")] = None,
+    vm: Annotated[str, typer.Option(help="Only those of this VM, by its name or UUID.")] = "",
     as_json: _Json = False,
 ) -> None:
     """Jobs, the latest first."""
     if context.invoked_subcommand:
         return
-    from sendense.cli.tables import print_table
+    from sendense.cli.tables import print_json, print_table
 
-    with _look() as seat:
-        views = seat.call(seat.jobs.views)[:last]
+    found: list[Job] = []
+    with open_hub(_quietly) as hub:
+        page = hub.jobs(state=state, kind=kind, vm=vm, limit=min(last, PAGE))
+        found += page.jobs
+        while page.following and len(found) < last:
+            page = hub.jobs(state=state, kind=kind, vm=vm, limit=min(last - len(found), PAGE), before=page.following)
+            found += page.jobs
     if as_json:
-        print(json.dumps([_plain(view) for view in views]))
+        print_json([job.model_dump(mode="json") for job in found])
         return
     rows = [
-        [view.id, view.name, _standing(view), f"{view.created.astimezone():%Y-%m-%d %H:%M}", _took(view)]
-        for view in views
+        [job.id, job.name, _standing(job), f"{job.created.astimezone():%Y-%m-%d %H:%M}", _took(job)] for job in found
     ]
     print_table(["job", "what", "state", "submitted", "took"], rows)
 
@@ -52,67 +62,67 @@ def list_jobs(
 @jobs_app.command()
 def show(job: _Job, as_json: _Json = False) -> None:
     """All that is known of a job."""
-    from sendense.hub.following import progress_of
-
-    with _look() as seat:
-        view = seat.call(lambda: seat.jobs.find(job))
-        progress = seat.call(lambda: progress_of(seat.context.ledger, view))
+    with open_hub(_quietly) as hub:
+        found = hub.job(job)
     if as_json:
-        print(json.dumps(_plain(view) | {"progress": progress.model_dump() if progress else None}))
+        print(found.model_dump_json())
         return
-    print(f"job {view.id}: {view.name}, {_standing(view)}, {_took(view) or 'not begun'}")
-    if view.waiting:
-        print(f"  waits: {view.waiting}")
-    if progress and not view.ended:
-        batches = f"batch {progress.batches_done}/{progress.batches}"
-        print(f"  {show_bytes(progress.done)} of {show_bytes(progress.data)}, {batches}")
-    if view.error:
-        print(f"  {view.error.message}")
-        if view.error.hint:
-            print(f"  {view.error.hint}")
-    for line in describe_result(view)[1:]:
+    print(f"job {found.id}: {found.name}, {_standing(found)}, {_took(found) or 'not begun'}")
+    if found.waiting:
+        print(f"  waits: {found.waiting}")
+    if found.progress and not found.has_ended:
+        batches = f"batch {found.progress.batches_done}/{found.progress.batches}"
+        print(f"  {show_bytes(found.progress.done)} of {show_bytes(found.progress.data)}, {batches}")
+        for worker, copied in found.progress.by_worker.items():
+            print(f"  {worker}: {show_bytes(copied)}")
+    if found.error:
+        print(f"  {found.error.message}")
+        if found.error.hint:
+            print(f"  {found.error.hint}")
+    for line in describe_result(found)[1:]:
         print(line)
 
 
 @jobs_app.command()
 def watch(job: _Job, as_json: _Json = False) -> None:
     """Follow a job to its end; if nobody is at work on it, this command is."""
-
-    def find(seat: "Seat") -> tuple[str, str]:
-        return seat.call(lambda: seat.jobs.find(job)).id, "-"
-
-    follow_job(_settings(), find, as_json=as_json, cancels=False)
+    with working_hub(as_json=as_json) as (hub, watcher):
+        ended = follow_job(hub, watcher, hub.job(job), cancels=False)
+        conclude(ended, show_result(as_json=as_json))
 
 
 @jobs_app.command()
 def resume(job: _Job, as_json: _Json = False) -> None:
-    """Go on with a job that failed or was cancelled: what is stored is not copied again."""
-    from sendense.coordinator import submission
-
-    def start(seat: "Seat") -> tuple[str, str]:
-        view = seat.call(lambda: seat.jobs.find(job))
-        told = [event.id for event in seat.call(lambda: seat.jobs.events(view.id))]
-        seat.call(lambda: submission.resume(seat.context, view.id))
-        return view.id, told[-1] if told else "-"
-
-    follow_job(_settings(), start, as_json=as_json)
+    """Go on with a job that failed, was cancelled or rests: what is stored is not copied again."""
+    with working_hub(as_json=as_json) as (hub, watcher):
+        before = hub.job(job)
+        told = [event.id for event in hub.events(before.id)]
+        begun = hub.resume(before.id)
+        ended = follow_job(hub, watcher, begun, told[-1] if told else "-", cancels=before.has_ended)
+        conclude(ended, show_result(as_json=as_json))
 
 
 @jobs_app.command()
-def cancel(job: _Job) -> None:
+def pause(job: _Job, as_json: _Json = False) -> None:
+    """Have a job rest: what it has under way ends, nothing more begins, until 'sendense jobs resume'."""
+    with open_hub(_quietly) as hub:
+        found = hub.pause(job)
+    print(found.model_dump_json() if as_json else f"job {found.id} rests; go on with: sendense jobs resume {found.id}")
+
+
+@jobs_app.command()
+def cancel(job: _Job, as_json: _Json = False) -> None:
     """End a job: what it made is cleaned, and it can be resumed."""
-    from sendense.cli.running import make_noting_seat
     from sendense.hub import following
 
-    with make_noting_seat(_settings()) as seat:
-        view = seat.call(lambda: seat.jobs.find(job))
-        if view.ended:
-            raise InputError(f"job {view.id}: {view.state} already", "There is nothing to cancel.")
-        ended = following.cancel(seat, view.id)
-    if not ended:
-        print(f"job {view.id} is being cancelled; it is still cleaning up")
+    with open_hub() as hub:
+        found = following.cancel(hub, job, pace())
+    if as_json:
+        print(found.model_dump_json())
+    elif found.has_ended:
+        print(f"job {found.id}: {found.state}")
     else:
-        print(f"job {view.id}: {ended.state}")
+        print(f"job {found.id} is being cancelled; it is still cleaning up")
 
 
 @jobs_app.command()
@@ -124,18 +134,16 @@ def events(
     """The job's history; with --json one object a line."""
     told = "-"
     # Whoever follows for long also does the work: others would wait for it.
-    with _look(work=follow) as seat:
-        name = seat.call(lambda: seat.jobs.find(job)).id
+    with open_hub(_quietly, work=follow) as hub:
         while True:
-            seat.go_on()
-            view = seat.call(lambda: seat.jobs.find(name))
-            for event in seat.call(lambda after=told: seat.jobs.events(name, after)):  # type: ignore[misc]
+            found = hub.job(job)
+            for event in hub.events(found.id, told):
                 told = event.id
                 line = (
                     event.model_dump_json() if as_json else f"{event.time.astimezone():%Y-%m-%d %H:%M:%S}  {event.text}"
                 )
                 print(line, flush=True)
-            if view.ended or not follow:
+            if found.has_ended or not follow:
                 return
             time.sleep(EVENTS_SECONDS)
 
@@ -145,54 +153,41 @@ def clean(
     foreign: Annotated[
         bool, typer.Option("--foreign", help="Also remove snapshots of jobs that are not known here.")
     ] = False,
+    as_json: _Json = False,
 ) -> None:
     """Remove whatever ended or abandoned jobs left: snapshots, unfinished images, and their place in the ledger."""
-    from sendense.cli.running import make_noting_seat
-    from sendense.coordinator.cleaning import clean as clean_up
-    from sendense.hub import following
+    from sendense.cli.tables import print_json
 
-    with make_noting_seat(_settings()) as seat:
-        abandoned = seat.call(seat.jobs.active) if seat.hosts else []
-        for job in abandoned:
-            print(f"job {job}: nobody follows it: cancelled", flush=True)
-            if not following.cancel(seat, job):
-                print(f"sendense: job {job} still cleans up\n  See sendense jobs show {job}", file=sys.stderr)
-        cleaned = seat.call(lambda: clean_up(seat.context, foreign=foreign))
-    for each in cleaned:
-        print(each.text, file=sys.stderr if each.failed else sys.stdout)
-    if not cleaned and not abandoned:
-        print("nothing was left")
+    with open_hub() as hub:
+        cleaned = hub.clean(foreign)
+    if as_json:
+        print_json([each.model_dump() for each in cleaned])
+    else:
+        for each in cleaned:
+            print(
+                f"sendense: {each.text}" if each.failed else each.text, file=sys.stderr if each.failed else sys.stdout
+            )
+        if not cleaned:
+            print("nothing was left")
     if any(each.failed for each in cleaned):
         raise typer.Exit(EXIT_FAILED)
 
 
-def _look(*, work: bool = False) -> "Seat":
-    from sendense.hub.seat import Seat
-
-    return Seat(_settings(), lambda text: None, work=work)
+def _quietly(text: str) -> None:
+    """Whoever only looks is told nothing else."""
 
 
-def _settings() -> "Settings":
-    from sendense.settings import load_settings
-
-    return load_settings()
-
-
-def _standing(view: "JobView") -> str:
-    if view.ended:
-        return view.state
-    return f"{view.step}, cancelled" if view.cancelled else view.step if view.started else "queued"
+def _standing(job: "Job") -> str:
+    if job.has_ended:
+        return job.state
+    if job.cancelled:
+        return f"{job.step}, cancelled"
+    return "paused" if job.paused else job.step if job.started else "queued"
 
 
-def _took(view: "JobView") -> str:
+def _took(job: "Job") -> str:
     from datetime import UTC, datetime
 
-    if not view.started:
+    if not job.started:
         return ""
-    return show_seconds(((view.ended or datetime.now(UTC)) - view.started).total_seconds())
-
-
-def _plain(view: "JobView") -> dict[str, object]:
-    """A job as JSON, without what belongs to its steps alone."""
-    plain: dict[str, object] = json.loads(view.model_dump_json(exclude={"work": {"info"}}))
-    return plain
+    return show_seconds(((job.ended or datetime.now(UTC)) - job.started).total_seconds())

@@ -1,5 +1,6 @@
 """The `sendense` command: registers the commands, and turns errors into one or two lines and an exit status."""
 
+import os
 import sys
 import traceback
 from typing import Annotated, Any
@@ -12,12 +13,18 @@ from sendense.cli.config import config_app
 from sendense.cli.copy import copy
 from sendense.cli.doctor import doctor
 from sendense.cli.ending import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from sendense.cli.exports import exports
+from sendense.cli.hub import hub
 from sendense.cli.jobs import jobs_app
 from sendense.cli.lab import lab_app
 from sendense.cli.migrate import migrate
+from sendense.cli.node import node
+from sendense.cli.nodes import nodes_app
+from sendense.cli.pki import pki_app
 from sendense.cli.points import points_app
 from sendense.cli.restore import restore, verify
 from sendense.cli.serve import serve
+from sendense.cli.token import token_app
 from sendense.cli.vms import vms_app
 from sendense.errors import InputError, InternalError, SendenseError
 
@@ -38,11 +45,21 @@ app.command()(restore)
 app.command()(verify)
 app.command()(migrate)
 app.command()(serve)
+app.command()(exports)
+app.command()(hub)
+app.command()(node)
 app.add_typer(vms_app, name="vms")
 app.add_typer(points_app, name="points")
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(nodes_app, name="nodes")
 app.add_typer(config_app, name="config")
+app.add_typer(pki_app, name="pki")
 app.add_typer(lab_app, name="lab")
+app.add_typer(token_app, name="token")
+
+
+HERE_ONLY = {"copy", "doctor", "config", "pki", "lab", "hub", "node", "token"}
+"""Commands that are about this machine."""
 
 
 def _print_version(asked: bool) -> None:
@@ -55,20 +72,29 @@ def _print_version(asked: bool) -> None:
 def options(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
+    hub: Annotated[
+        str, typer.Option(metavar="URL", help="Ask the hub whose API is there; its token: SENDENSE_TOKEN_FILE.")
+    ] = "",
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
     """Copies disks over NBD into QCOW2: in parallel, resumable, verified, and never hanging silently."""
     context.obj = debug
+    if hub and context.invoked_subcommand in HERE_ONLY:
+        raise InputError(
+            f"{context.invoked_subcommand} is about this machine, so it takes no --hub",
+            "Leave --hub out, or run it on the machine that it is to be about.",
+        )
+    if hub:
+        os.environ["SENDENSE_HUB"] = hub
 
 
 def main() -> None:
     """Entry point of the `sendense` command."""
     debug = "--debug" in sys.argv
-    if debug:  # also taken behind the command's name
-        sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
     try:
+        sys.argv = [sys.argv[0], *_options_first(sys.argv[1:])]
         sys.exit(app(standalone_mode=False))
     except _UsageError as exc:
         usage, command = (exc.ctx.get_usage(), exc.ctx.command_path) if exc.ctx else ("", app.info.name)
@@ -87,6 +113,22 @@ def main() -> None:
         sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _options_first(words: list[str]) -> list[str]:
+    """The options of all commands are also taken behind the command's name."""
+    first, rest, left = [], [], iter(words)
+    for word in left:
+        if word == "--debug" or word.startswith("--hub="):
+            first.append(word)
+        elif word == "--hub":
+            url = next(left, "")
+            if not url:
+                raise InputError("--hub names no hub", "Give the URL of its API: --hub https://HOST:PORT")
+            first += [word, url]
+        else:
+            rest.append(word)
+    return [*first, *rest]
 
 
 def fail(exc: SendenseError) -> None:

@@ -1,17 +1,20 @@
 """The `sendense points` commands."""
 
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from sendense.cli.opening import open_hub
 from sendense.cli.tables import Note, print_fields, print_json, print_table, say
+from sendense.errors import InputError
 from sendense.units import show_bytes, show_seconds
 
 if TYPE_CHECKING:
-    from sendense.repository.catalogue import Broken, KnownVm, Repository
     from sendense.repository.points import Point
+    from sendense.views import VmPoints
 
 _LIST = "list"
 
@@ -42,19 +45,17 @@ def list_points(
     as_json: _Json = False,
 ) -> None:
     """The restore points of a VM, or of all, oldest first; 'list' may be left out."""
-    from sendense.cli.catalogue import all_vms, find_vm
-
-    repository = _repository()
-    vms = [find_vm(repository, vm)] if vm else all_vms(repository)
+    with open_hub() as hub:
+        vms = hub.points(vm)
     if as_json:
-        print_json([each for known in vms for each in _listed_as_json(repository, known)])
+        print_json([each.model_dump(mode="json") for each in vms])
         return
     shown = 0
-    for known in vms:
-        rows = _rows(repository, known)
+    for each in vms:
+        rows = _rows(each)
         if rows:
             print("\n" * bool(shown), end="")
-            say(_title(known))
+            say(_title(each))
             headings = ["point", "time", "mode", "disks", "size", "copied", "verified"]
             print_table(headings, rows, right=("disks", "size", "copied"))
             shown += 1
@@ -65,14 +66,12 @@ def list_points(
 @points_app.command()
 def show(point: _Point, as_json: _Json = False) -> None:
     """All that a restore point's manifest says."""
-    from sendense.cli.catalogue import find_sound
-
-    repository = _repository()
-    found = find_sound(repository, point)
-    usage, children = repository.usage_of(found), [child.id for child in repository.children(found)]
+    with open_hub() as hub:
+        details = hub.point(point)
     if as_json:
-        print_json(_as_json(found) | {"usage": usage, "children": children})
+        print_json(details.model_dump(mode="json"))
         return
+    found = details.point
     say(f"restore point {found.id} of {found.vm.name}")
     why = f" ({found.reason})" if found.reason else ""
     print_fields(
@@ -82,11 +81,11 @@ def show(point: _Point, as_json: _Json = False) -> None:
             ("mode", f"{found.mode}{why}"),
             ("quiesced", "yes" if found.quiesced else "no"),
             ("copied", f"{show_bytes(found.copied)} in {show_seconds(found.seconds)}"),
-            ("stored", f"{show_bytes(usage)} of its own on the repository's disk"),
+            ("stored", f"{show_bytes(details.usage)} of its own on the repository's disk"),
             ("verified", f"{_local(found.verified):%Y-%m-%d %H:%M:%S %Z}" if found.verified else "never"),
             *([("damaged", found.damaged)] if found.damaged else []),
             ("job", found.job),
-            ("children", ", ".join(children)),
+            ("children", ", ".join(details.children)),
         ]
     )
     rows: list[list[str] | Note] = []
@@ -106,35 +105,19 @@ def show(point: _Point, as_json: _Json = False) -> None:
 @points_app.command()
 def chain(point: _Point, as_json: _Json = False) -> None:
     """The images that each disk's content comes from: the restore point's own first, the full last."""
-    from sendense.cli.catalogue import find_sound
-
-    repository = _repository()
-    found = find_sound(repository, point)
-    chains = {disk.key: repository.levels(found, disk.key) for disk in found.disks}
-    sizes = {level.image: level.image.stat().st_blocks * 512 for levels in chains.values() for level in levels}
+    with open_hub() as hub:
+        chains = hub.chain(point)
     if as_json:
-        entries = {
-            key: [
-                {"point": level.point, "mode": level.disk.mode, "image": str(level.image), "stored": sizes[level.image]}
-                for level in levels
-            ]
-            for key, levels in chains.items()
-        }
-        print_json(
-            [
-                {"key": disk.key, "label": disk.label, "size": disk.size, "levels": entries[disk.key]}
-                for disk in found.disks
-            ]
-        )
+        print_json([each.model_dump(mode="json") for each in chains])
         return
-    for disk in found.disks:
-        levels = chains[disk.key]
+    for disk in chains:
         say(f"disk {disk.key}, {disk.label}, {show_bytes(disk.size)}")
-        rows = [[level.point, level.disk.mode, show_bytes(sizes[level.image])] for level in levels]
+        rows = [[level.point, level.mode, show_bytes(level.stored)] for level in disk.levels]
         print_table(["point", "mode", "stored"], rows, right=("stored",))
         print()
+    folder = Path(chains[0].levels[0].image).parents[1]
     say("images:")
-    say(f"{repository.layout.points(found.vm.uuid)}/POINT/disk-KEY.qcow2", indent=2)
+    say(f"{folder}/POINT/disk-KEY.qcow2", indent=2)
 
 
 @points_app.command()
@@ -170,36 +153,36 @@ def prune(
     what they need of those that go.
     """
     from sendense.cli.deleting import prune_points
-    from sendense.repository.retention import Policy
+    from sendense.orders import PruneOrder, make_order
 
-    policy = Policy(keep_last, keep_daily, keep_weekly, keep_monthly, keep_yearly)
-    prune_points(vm, policy, every=every, dry_run=dry_run, as_json=as_json)
+    if bool(vm) == every:
+        raise InputError("name a VM, or give --all", "'sendense points' lists the VMs that have restore points.")
+    order = make_order(
+        PruneOrder,
+        vm=vm,
+        last=keep_last,
+        daily=keep_daily,
+        weekly=keep_weekly,
+        monthly=keep_monthly,
+        yearly=keep_yearly,
+        dry_run=dry_run,
+    )
+    prune_points(order, as_json=as_json)
 
 
-def _repository() -> "Repository":
-    from sendense.cli.catalogue import open_repository
-    from sendense.settings import load_settings
-
-    return open_repository(load_settings())
+def _title(vm: "VmPoints") -> str:
+    where = f"{vm.vm.moref} of site {vm.vm.site}, " if vm.vm.moref else ""
+    return f"{vm.vm.name} ({where}{vm.vm.uuid})" if where else vm.vm.name
 
 
-def _title(known: "KnownVm") -> str:
-    where = f"{known.ref.moref} of site {known.ref.site}, " if known.ref.moref else ""
-    return f"{known.ref.name} ({where}{known.ref.uuid})" if where else known.ref.name
-
-
-def _all(repository: "Repository", known: "KnownVm") -> "list[Point | Broken]":
+def _rows(vm: "VmPoints") -> list[list[str] | Note]:
     """Sound and broken, oldest first: an id begins with its time."""
-    found: list[Point | Broken] = [*repository.points(known.ref.uuid), *repository.broken(known.ref.uuid)]
-    return sorted(found, key=lambda point: point.id)
-
-
-def _rows(repository: "Repository", known: "KnownVm") -> list[list[str] | Note]:
-    from sendense.repository.points import Point
+    from sendense.views import BrokenPoint
 
     rows: list[list[str] | Note] = []
-    for point in _all(repository, known):
-        if not isinstance(point, Point):
+    found: list[Point | BrokenPoint] = [*vm.points, *vm.broken]
+    for point in sorted(found, key=lambda point: point.id):
+        if isinstance(point, BrokenPoint):
             rows += [[point.id, "", "broken", "", "", "", ""], Note(point.reason)]
             continue
         row = [point.id, _short(point.created), _MODES[point.mode], str(len(point.disks))]
@@ -225,20 +208,6 @@ def _why_full(point: "Point") -> list[str]:
     return [
         f"disk{'s' * (len(keys) > 1)} {', '.join(map(str, keys))} full, as {reason}" for reason, keys in reasons.items()
     ]
-
-
-def _listed_as_json(repository: "Repository", known: "KnownVm") -> list[dict[str, Any]]:
-    from sendense.repository.points import Point
-
-    vm = known.ref.model_dump()
-    return [
-        _as_json(point) if isinstance(point, Point) else {"id": point.id, "vm": vm, "broken": point.reason}
-        for point in _all(repository, known)
-    ]
-
-
-def _as_json(point: "Point") -> dict[str, Any]:
-    return point.model_dump(mode="json") | {"size": sum(disk.size for disk in point.disks), "broken": ""}
 
 
 def _local(time: datetime) -> datetime:

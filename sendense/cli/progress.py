@@ -117,9 +117,11 @@ class LiveWatcher(Watcher):
             return
         self._drawn = time.monotonic()
         table = Table.grid(padding=(0, 2))
+        workers = {activity.worker.split("/")[0] for activity in progress.active}
         for activity in progress.active:
-            worker = activity.worker.split("/")[1]
-            table.add_row(f"  process {worker}", f"batch {activity.batch + 1}", show_bytes(activity.done))
+            worker, process = activity.worker.split("/")[:2]
+            name = f"{worker} {process}" if len(workers) > 1 else f"process {process}"
+            table.add_row(f"  {name}", f"batch {activity.batch + 1}", show_bytes(activity.done))
         bar = Table.grid()  # which ends the line behind it
         bar.add_row(ProgressBar(total=max(1, progress.data), completed=_moved(progress), width=60))
         self._live.update(Group(Text(f"{phase}: {_counts(progress, rate)}"), bar, table), refresh=True)

@@ -1,13 +1,19 @@
 """The `sendense restore` and `sendense verify` commands."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sendense.cli.ending import EXIT_DIFFERENT
-from sendense.cli.running import run_job, run_jobs
+from sendense.cli.opening import is_remote, new_key, target_named
+from sendense.cli.running import follow_all, follow_job, run_order, show_result, working_hub
 from sendense.errors import InputError
+from sendense.nbd.uri import is_uri
+
+if TYPE_CHECKING:
+    from sendense.views import Job
 
 
 def restore(
@@ -21,33 +27,23 @@ def restore(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
     """Copy a restore point's disk to a new image or an NBD server."""
-    from sendense.cli.catalogue import find_sound, open_repository
-    from sendense.coordinator.restore import check_new_image
-    from sendense.nbd.uri import is_uri, parse
-    from sendense.requests import RestoreRequest
-    from sendense.settings import load_settings
+    from sendense.orders import RestoreOrder, make_order
 
-    settings = load_settings()
-    found = find_sound(open_repository(settings), point)
-    keys = [found.disk(disk).key] if disk is not None else [each.key for each in found.disks]
-    if is_uri(target):
-        targets = [parse(target).uri]
-    elif Path(target).is_dir() and len(keys) > 1:
-        targets = [str(Path(target).absolute() / f"disk-{key}.qcow2") for key in keys]
-    else:
-        targets = [str(Path(target).absolute())]
-    if len(targets) != len(keys):
-        names = ", ".join(f"{each.key} ({each.label})" for each in found.disks)
-        raise InputError(
-            f"{found.id} has {len(keys)} disks: {names}", "Name one with --disk, or give an existing folder for all."
-        )
-    for path in (Path(each) for each in targets if not is_uri(each)):
-        check_new_image(path, force=force, resumed=False)
-    name = f"restore of {found.vm.name}"
-    request = RestoreRequest(
-        point=found.id, name=found.vm.name, targets=dict(zip(keys, targets, strict=True)), verify=verify, force=force
-    )
-    run_job(settings, request, name, as_json=as_json)
+    named = target_named(target)
+    with working_hub(as_json=as_json) as (hub, watcher):
+        found = hub.point(point).point
+        keys = [found.disk(disk).key] if disk is not None else [each.key for each in found.disks]
+        several = len(keys) > 1 and not is_uri(named) and _is_folder(named)
+        targets = [f"{named.rstrip('/')}/disk-{key}.qcow2" for key in keys] if several else [named]
+        if len(targets) != len(keys):
+            names = ", ".join(f"{each.key} ({each.label})" for each in found.disks)
+            raise InputError(
+                f"{found.id} has {len(keys)} disks: {names}",
+                "Name one with --disk, or give an existing folder for all.",
+            )
+        wanted = dict(zip(keys, targets, strict=True))
+        order = make_order(RestoreOrder, point=found.id, targets=wanted, verify=verify, force=force)
+        run_order(hub, watcher, order, as_json=as_json)
 
 
 def verify(
@@ -56,26 +52,30 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each point.")] = False,
 ) -> None:
     """Read a restore point's stored images back, and compare them with the digests that were taken while copying."""
-    from sendense.cli.catalogue import find_sound, open_repository
-    from sendense.requests import VerifyRequest
-    from sendense.settings import load_settings
+    from sendense.orders import VerifyOrder, make_order
 
     if bool(point) == every:
         raise InputError("name a restore point, or give --all", "'sendense points' lists them.")
-    settings = load_settings()
-    repository = open_repository(settings)
-    points = repository.points() if every else [find_sound(repository, point)]
-    requests = [
-        (VerifyRequest(point=each.id, name=each.vm.name, own=every), f"verify {each.vm.name}") for each in points
-    ]
-    if len(requests) == 1:
-        run_job(settings, *requests[0], as_json=as_json)
-        return
-    broken = repository.broken()
-    for each in broken:
-        typer.echo(f"restore point {each.id}: broken: {each.reason}", err=True)
-    worst, failed = run_jobs(settings, requests, as_json=as_json)
+    with working_hub(as_json=as_json) as (hub, watcher):
+        if point:
+            run_order(hub, watcher, make_order(VerifyOrder, point=point), as_json=as_json)
+            return
+        vms = hub.points()
+        orders = [VerifyOrder(point=each.id, own=True) for vm in vms for each in vm.points]
+        broken = [each for vm in vms for each in vm.broken]
+        for each in broken:
+            typer.echo(f"restore point {each.id}: broken: {each.reason}", err=True)
+
+        def start(order: VerifyOrder) -> "Callable[[], Job]":
+            return lambda: follow_job(hub, watcher, hub.submit(order, new_key()))
+
+        worst, failed = follow_all(map(start, orders), show_result(as_json=as_json))
     if not as_json:
-        typer.echo(f"{len(points) - failed} of {len(points) + len(broken)} restore points are what was copied")
+        typer.echo(f"{len(orders) - failed} of {len(orders) + len(broken)} restore points are what was copied")
     if worst or broken:
         raise typer.Exit(worst or EXIT_DIFFERENT)
+
+
+def _is_folder(path: str) -> bool:
+    """Whether a path is a folder, or one of the hub's that names no image: the hub says if it is not there."""
+    return not Path(path).suffix if is_remote() else Path(path).is_dir()

@@ -3,15 +3,20 @@
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sendense.cli.opening import is_remote, open_hub, to_stderr
+from sendense.cli.tables import print_json
 from sendense.errors import InputError
+
+if TYPE_CHECKING:
+    from sendense.views import ServedDisk
 
 LOOK_SECONDS = 0.5
 """Between two looks at the server."""
@@ -30,24 +35,47 @@ def serve(
 
     Prints a URI for each disk. Clients come and go, and write nothing; the point cannot be deleted meanwhile.
     """
-    from sendense.cli.catalogue import find_sound, open_repository
-    from sendense.cli.tables import print_json
-    from sendense.exports import Exports
-    from sendense.settings import load_settings
-    from sendense.supervise.service import Budget
-    from sendense.supervise.storage import Storage
-
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: stopped.set())
-    repository = open_repository(load_settings())
+    if not is_remote():
+        _serve_here(point, disk, port, stopped, as_json=as_json)
+    elif port:
+        raise InputError("--port is for a point that this machine serves", "Leave it out: the hub has one for all.")
+    else:
+        _have_served(point, disk, stopped, as_json=as_json)
+
+
+def _have_served(point: str, disk: int | None, stopped: threading.Event, *, as_json: bool) -> None:
+    """Have the hub serve it, until Ctrl-C."""
+    with open_hub() as hub:
+        served = hub.serve(point, disk)
+        try:
+            _show(served, point, as_json=as_json)
+            stopped.wait()
+        finally:
+            for each in served:
+                hub.unserve(each.export)
+
+
+def _serve_here(point: str, disk: int | None, port: int | None, stopped: threading.Event, *, as_json: bool) -> None:
+    """Serve it with a daemon of this command's own."""
+    from sendense.coordinator.context import open_repository
+    from sendense.exports import Exports
+    from sendense.repository.finding import find_sound
+    from sendense.settings import load_settings
+    from sendense.supervise.service import Budget
+    from sendense.supervise.storage import Storage
+    from sendense.views import ServedDisk
+
+    repository = open_repository(load_settings(), create=False)
     found = find_sound(repository, point)
     if port:
         _must_be_free(port)
     disks = [found.disk(disk)] if disk is not None else found.disks
     folder = Path(tempfile.mkdtemp(prefix="sendense-serve-"))
     address = f"127.0.0.1:{port}" if port else str(folder / "nbd.sock")
-    storage = Storage(address, folder, _note, Budget())
+    storage = Storage(address, folder, to_stderr, Budget())
     images = {f"disk-{each.key}": repository.levels(found, each.key)[0].image for each in disks}
 
     def export() -> list[str]:
@@ -57,13 +85,11 @@ def serve(
     try:
         storage.start()
         storage.wait()
-        uris = export()
-        if as_json:
-            fields = ({"key": each.key, "label": each.label, "size": each.size} for each in disks)
-            print_json([entry | {"uri": uri} for entry, uri in zip(fields, uris, strict=True)])
-        else:
-            print("\n".join(uris), flush=True)
-        _note(f"serving {found.id} of {found.vm.name}, read-only, until Ctrl-C")
+        served = [
+            ServedDisk(key=each.key, label=each.label, size=each.size, export=name, uri=uri)
+            for each, name, uri in zip(disks, images, export(), strict=True)
+        ]
+        _show(served, f"{found.id} of {found.vm.name}", as_json=as_json)
         pid = storage.child.pid
         while not stopped.wait(LOOK_SECONDS):
             storage.supervise()
@@ -75,6 +101,14 @@ def serve(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _show(served: "Sequence[ServedDisk]", what: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json([each.model_dump() for each in served])
+    else:
+        print("\n".join(each.uri for each in served), flush=True)
+    to_stderr(f"serving {what}, read-only, until Ctrl-C")
+
+
 def _must_be_free(port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as qemu does
@@ -82,7 +116,3 @@ def _must_be_free(port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as exc:
             raise InputError(f"cannot listen on 127.0.0.1:{port}: {exc.strerror}", "Give another --port.") from exc
-
-
-def _note(text: str) -> None:
-    print(f"sendense: {text}", file=sys.stderr, flush=True)

@@ -4,19 +4,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sendense.cli.opening import open_hub
 from sendense.cli.tables import Note, print_fields, print_json, print_table, say
 from sendense.units import show_bytes
 
 if TYPE_CHECKING:
     from sendense.models import VmInfo
-    from sendense.settings import Settings
 
 vms_app = typer.Typer(help="The VMs of a site, and whether they can be backed up.", no_args_is_help=False)
 
 _NO_CONFIGURATION = "vCenter does not have its configuration: look at the VM and its host there"
 
 _Vm = Annotated[str, typer.Argument(metavar="VM", help="Name, inventory path, UUID or moref of the VM.")]
-_Site = Annotated[str, typer.Option(help="The VM's site; not needed where the settings have one.")]
+_Site = Annotated[str, typer.Option(help="The VM's site; not needed where there is one.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -29,19 +29,12 @@ def list_vms(
     """All VMs that the sites' users may see, and whether they can be backed up."""
     if context.invoked_subcommand:
         return
-    from sendense.cli.finding import site_named
-    from sendense.vsphere import inventory
-    from sendense.vsphere.session import open_session
-
-    found: list[VmInfo] = []
-    settings = _settings()
-    for name in [site] if site or not settings.sites else settings.sites:
-        with open_session(*site_named(settings, name)) as session:
-            found += inventory.list_vms(session)
+    with open_hub() as hub:
+        found = hub.vms(site)
     if as_json:
         print_json([_as_json(info) for info in found])
         return
-    several = len(settings.sites) > 1 and not site
+    several = len({info.ref.site for info in found}) > 1
     headings = ["vm", "id", "power", "disks", "size", "tracking", "snapshots", "backup"]
     rows: list[list[str] | Note] = []
     for info in found:
@@ -63,9 +56,8 @@ def list_vms(
 @vms_app.command()
 def show(vm: _Vm, site: _Site = "", as_json: _Json = False) -> None:
     """All that there is to know of a VM and its disks."""
-    from sendense.cli.finding import find_vm
-
-    info = find_vm(_settings(), vm, site)
+    with open_hub() as hub:
+        info = hub.vm(vm, site)
     if as_json:
         print_json(_as_json(info))
         return
@@ -97,13 +89,8 @@ def show(vm: _Vm, site: _Site = "", as_json: _Json = False) -> None:
 @vms_app.command()
 def start(vm: _Vm, site: _Site = "", as_json: _Json = False) -> None:
     """Turn a VM on, say after a cutover that failed."""
-    from sendense.cli.finding import site_named
-    from sendense.vsphere import inventory, power
-    from sendense.vsphere.session import no_beat, open_session
-
-    with open_session(*site_named(_settings(), site)) as session:
-        info = inventory.find_vm(session, vm)
-        power.power_on(session, info.ref.moref, no_beat)
+    with open_hub() as hub:
+        info = hub.power_on(vm, site)
     if as_json:
         print_json({"vm": info.ref.model_dump(), "power": "on", "before": info.power})
     else:
@@ -154,9 +141,3 @@ def _as_json(info: "VmInfo") -> dict[str, Any]:
     why = _why_not(info)
     backup = {"possible": not why, "reason": why, "left_out": refusals(info)}
     return info.model_dump(mode="json") | {"size": _size(info), "backup": backup}
-
-
-def _settings() -> "Settings":
-    from sendense.settings import load_settings
-
-    return load_settings()

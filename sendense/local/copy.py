@@ -161,7 +161,7 @@ class LocalCopy:
         job, seen, ticked = spec.id, len(self._ledger.failures(spec.id)), 0.0
         epoch, window = self._ledger.begin(spec), driver.WINDOW_PER_PROCESS * self._stack.processes
         total, taken = self._need(self._ledger.progress(job)).batches, time.monotonic()
-        dispatch = broker.chord_dispatch(self._app, spec, total, window)
+        dispatch = broker.chord_dispatch(self._app, self._ledger, spec, total, window)
         while True:
             try:
                 self._stack.supervise()

@@ -23,8 +23,8 @@ from rich.table import Table
 
 from sendense.lab.client import LabClient
 from sendense.repository.catalogue import Repository
-from sendense.requests import JobView
 from sendense.units import GiB, KiB, show_bytes
+from sendense.views import Job
 from tests.bench.copy import BenchError, copy_once, run, versions, work_folder
 from tests.site import LabSite
 
@@ -64,7 +64,7 @@ class Bench:
         files = max(1, size // FILE_BYTES // 2)  # new ones, and as many that are there already
         written = self._site.client.write_files(vm.name, files=files, size=size)
         self.changed.append(in_grains(written.areas))
-        point = self._job(INCREMENTAL, "backup", vm.name, "--mode", "incremental").work.point
+        point = self._job(INCREMENTAL, "backup", vm.name, "--mode", "incremental").point
         self._job(VERIFY, "verify", point)
         restored, converted = self._folder / "restored.qcow2", self._folder / "converted.qcow2"
         repository = Repository.open(self._repository, create=False)
@@ -77,14 +77,14 @@ class Bench:
         restored.unlink()
         converted.unlink()
 
-    def _job(self, name: str, *arguments: str) -> JobView:
+    def _job(self, name: str, *arguments: str) -> Job:
         sendense = str(Path(sys.executable).with_name("sendense"))
         seconds, out, _ = copy_once([sendense, *arguments, "--json"])
-        view = JobView.model_validate_json(out)
+        view = Job.model_validate_json(out)
         self.whole.setdefault(name, []).append(seconds)
         if name != VERIFY:
-            self.copying.setdefault(name, []).append(max(disk.seconds for disk in view.work.disks))
-            copied = sum(disk.progress.copied for disk in view.work.disks if disk.progress)
+            self.copying.setdefault(name, []).append(max(disk.seconds for disk in view.disks))
+            copied = sum(disk.progress.copied for disk in view.disks if disk.progress)
             self.bytes.setdefault(name, []).append(copied)
         return view
 

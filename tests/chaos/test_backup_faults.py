@@ -18,11 +18,11 @@ import psutil
 import pytest
 
 from sendense.coordinator.pipelines import pipeline
-from sendense.hub.following import progress_of
 from sendense.jobs.ledger import Ledger
 from sendense.models import VmRef
 from sendense.repository.points import Point
 from sendense.requests import BackupRequest
+from sendense.service.describing import describe
 from tests.backup import CLUSTER, WAIT_SECONDS, Backups, MiB, kill_command, open_backups, patiently
 from tests.site import LabSite, open_site
 
@@ -177,7 +177,7 @@ def copying(backups: Backups) -> list[str]:
         view = backups.job()
         assert view
         with backups.client() as client:
-            progress = progress_of(Ledger(client), view)
+            progress = describe(Ledger(client), view).progress
         found[:] = [each.worker for each in progress.active] if progress else []
         return len(found) == 2
 
@@ -223,7 +223,7 @@ def test_fault_of_a_part(backups: Backups, first: First, fault: Callable[[Backup
     """A part that is killed or stopped in a step costs time, and nothing else: the backup succeeds."""
     settings = UNHURRIED if fault is stop_nbdkits else {}
     view = backups.succeeded(backups.finish(strike(backups, step, fault, **settings)))
-    assert [disk.mode for disk in view.work.disks] == ["incremental", "incremental"]
+    assert [disk.mode for disk in view.disks] == ["incremental", "incremental"]
     check(backups, first, 1)
 
 

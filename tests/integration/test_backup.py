@@ -12,9 +12,9 @@ import pytest
 
 from sendense.coordinator.record import Jobs
 from sendense.extents import Extent, coarsen, total
-from sendense.hub.following import progress_of
 from sendense.jobs.ledger import Ledger
-from sendense.requests import DiskWork, JobView
+from sendense.service.describing import describe
+from sendense.views import Job, JobDisk
 from tests.backup import CLUSTER, WAIT_SECONDS, Backups, MiB, kill_command, open_backups, patiently
 from tests.integration.support import tool
 from tests.site import LabSite, open_site
@@ -37,14 +37,14 @@ def alone(site: LabSite) -> Iterator[Backups]:
         assert backups.leftovers() == []
 
 
-def disk_of(view: JobView, key: int) -> DiskWork:
+def disk_of(view: Job, key: int) -> JobDisk:
     """One disk of a job."""
-    return next(disk for disk in view.work.disks if disk.key == key)
+    return next(disk for disk in view.disks if disk.key == key)
 
 
-def moved(view: JobView) -> int:
+def moved(view: Job) -> int:
     """Bytes that a job moved."""
-    return sum(disk.progress.copied for disk in view.work.disks if disk.progress)
+    return sum(disk.progress.copied for disk in view.disks if disk.progress)
 
 
 def test_chain_of_four(site: LabSite, backups: Backups) -> None:
@@ -52,15 +52,15 @@ def test_chain_of_four(site: LabSite, backups: Backups) -> None:
     client, vm = site.client, "web01"
     kept = [backups.keep(vm)]
     first = backups.backup(vm)
-    assert [disk.mode for disk in first.work.disks] == ["full", "full"]
-    assert all("no restore point yet" in disk.reason for disk in first.work.disks)
+    assert [disk.mode for disk in first.disks] == ["full", "full"]
+    assert all("no restore point yet" in disk.reason for disk in first.disks)
     assert moved(first) < SIZE  # what is allocated, not all of both disks
 
     areas = client.write_files(vm, 2000, files=6, size=2 * MiB).areas
     changed = total(coarsen((Extent(*area) for area in areas), CLUSTER, SIZE), zero=False)
     kept.append(backups.keep(vm))
     second = backups.backup(vm)
-    assert [disk.mode for disk in second.work.disks] == ["incremental", "incremental"]
+    assert [disk.mode for disk in second.disks] == ["incremental", "incremental"]
     assert disk_of(second, 2000).changed == changed
     assert changed * 0.5 <= moved(second) <= changed * 1.05
     assert disk_of(second, 2001).changed == 0
@@ -82,7 +82,7 @@ def test_chain_of_four(site: LabSite, backups: Backups) -> None:
     assert disk_of(fifth, 2000).changed == CLUSTER
 
     points = backups.points(vm)
-    assert [point.id for point in points] == [view.work.point for view in (first, second, third, fourth, fifth)]
+    assert [point.id for point in points] == [view.point for view in (first, second, third, fourth, fifth)]
     assert [point.mode for point in points] == ["full", *["incremental"] * 4]
     moved_to = Backups(site, backups.folder, backups.folder / "elsewhere")
     shutil.copytree(backups.root, moved_to.root)
@@ -116,7 +116,7 @@ def test_writes_during_the_backup(site: LabSite, backups: Backups) -> None:
     backups.check_files(first)
     kept = backups.keep(vm)
     view = backups.backup(vm)
-    assert [disk.mode for disk in view.work.disks] == ["incremental", "incremental"]
+    assert [disk.mode for disk in view.disks] == ["incremental", "incremental"]
     backups.check(backups.points(vm)[-1], kept)
 
 
@@ -159,7 +159,7 @@ def test_disks_that_cannot_be_backed_up(backups: Backups) -> None:
     view = backups.backup("mixed01")
     (point,) = backups.points("mixed01")
     assert [disk.key for disk in point.disks] == [2000]
-    assert set(point.left_out) == {2001, 2002} == set(view.work.left_out)
+    assert set(point.left_out) == {2001, 2002} == set(view.left_out)
     assert "independent" in point.left_out[2001]
     backups.check(point, kept)
     assert "independent" in backups.refused("mixed01", "--disks", "2001")
@@ -170,7 +170,7 @@ def test_verified_backup(site: LabSite, backups: Backups) -> None:
     vm = "files01"
     for _ in range(2):
         view = backups.backup(vm, "--verify")
-        assert all(disk.verified for disk in view.work.disks)
+        assert all(disk.verified for disk in view.disks)
         assert backups.points(vm)[-1].verified
         site.client.write(vm, 8 * MiB, b"new" * 100_000)
 
@@ -178,11 +178,10 @@ def test_verified_backup(site: LabSite, backups: Backups) -> None:
 def test_quiescing(site: LabSite, backups: Backups) -> None:
     """A snapshot is quiesced where the guest's tools run, unless that is not wanted."""
     vm = "git01"
-    assert backups.backup(vm).work.quiesced
-    assert not backups.backup(vm, "--no-quiesce").work.quiesced
+    backups.backup(vm)
+    backups.backup(vm, "--no-quiesce")
     site.client.set(vm, tools_running=False)
     view = backups.backup(vm)
-    assert not view.work.quiesced
     assert any("Tools do not run" in event.text for event in backups.events(view.id))
     assert [point.quiesced for point in backups.points(vm)] == [True, False, False]
 
@@ -195,7 +194,7 @@ def test_machine_that_is_off(site: LabSite, backups: Backups) -> None:
     site.client.power(vm, on=False)
     kept = backups.keep(vm)
     view = backups.backup(vm)
-    assert [disk.mode for disk in view.work.disks] == ["incremental", "incremental"]
+    assert [disk.mode for disk in view.disks] == ["incremental", "incremental"]
     backups.check(backups.points(vm)[-1], kept)
 
 
@@ -204,7 +203,7 @@ def test_ways_to_name_a_machine(site: LabSite, backups: Backups, name: str) -> N
     """By name, inventory path, UUID and moref."""
     vm = site.client.vm("web01")
     text = {"uuid": vm.instance_uuid, "moref": vm.id}.get(name, name)
-    assert backups.backup(text).work.point == backups.points("web01")[-1].id
+    assert backups.backup(text).point == backups.points("web01")[-1].id
 
 
 def test_second_backup_of_a_machine(site: LabSite, alone: Backups) -> None:
@@ -244,7 +243,7 @@ def both_copied(backups: Backups) -> bool:
         jobs, ledger = Jobs(client), Ledger(client)
         views = [view for job in jobs.active() if (view := jobs.get(job))]
         assert "backup of web01" in [view.name for view in views]
-        found = [progress_of(ledger, view) for view in views if view.step == "copy"]
+        found = [describe(ledger, view).progress for view in views if view.step == "copy"]
     return len([one for one in found if one and (one.done or any(part.done for part in one.active))]) == 2
 
 
@@ -304,7 +303,7 @@ def test_resumed_backup(site: LabSite, alone: Backups) -> None:
     kept = alone.keep(vm)
     job = result.error[1].split("jobs resume ")[1]
     view = alone.succeeded(alone.run("jobs", "resume", job, "--json"))
-    assert [disk.mode for disk in view.work.disks] == ["incremental", "incremental"]
+    assert [disk.mode for disk in view.disks] == ["incremental", "incremental"]
     first = disk_of(view, 2000).progress
     assert first
     assert first.already_done == MiB

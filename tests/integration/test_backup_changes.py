@@ -10,8 +10,8 @@ import pytest
 from pyVmomi import vim
 
 from sendense.repository.points import Point
-from sendense.requests import JobView
 from sendense.settings import Site
+from sendense.views import Job
 from sendense.vsphere.session import Session, no_beat, open_session
 from sendense.vsphere.snapshot import create_snapshot, remove_snapshots
 from sendense.vsphere.vim_tasks import no_progress, perform
@@ -29,16 +29,16 @@ def site() -> Iterator[LabSite]:
         yield site
 
 
-def modes(view: JobView) -> list[str]:
+def modes(view: Job) -> list[str]:
     """How each disk was copied."""
-    return [disk.mode for disk in view.work.disks]
+    return [disk.mode for disk in view.disks]
 
 
-def reasons(backups: Backups, vm: str, view: JobView) -> list[str]:
+def reasons(backups: Backups, vm: str, view: Job) -> list[str]:
     """Why each disk was copied whole: the job and the point say the same."""
     point = backups.points(vm)[-1]
-    assert point.id == view.work.point
-    assert [disk.reason for disk in point.disks] == [disk.reason for disk in view.work.disks]
+    assert point.id == view.point
+    assert [disk.reason for disk in point.disks] == [disk.reason for disk in view.disks]
     assert point.reason == next((disk.reason for disk in point.disks if disk.mode == "full"), "")
     return [disk.reason for disk in point.disks]
 
@@ -242,6 +242,6 @@ def test_parent_that_is_damaged(backups: Backups) -> None:
         view = backups.backup(vm)
     finally:
         manifest.write_text(text)
-    assert {disk.parent for disk in view.work.disks} == {before.id}
-    point = next(point for point in backups.points(vm) if point.id == view.work.point)
+    assert {disk.parent for disk in view.disks} == {before.id}
+    point = next(point for point in backups.points(vm) if point.id == view.point)
     backups.check(point, kept)

@@ -208,7 +208,7 @@ def test_newer_point(site: LabSite, place: Place) -> None:
     kept = place.backups.keep(VM)
     result = place.backups.run("backup", VM, "--json")
     view = place.backups.succeeded(result)
-    assert [disk.mode for disk in view.work.disks] == ["full", "full"]
+    assert [disk.mode for disk in view.disks] == ["full", "full"]
     broken = place.backups.repository.broken()
     assert [(each.id, "format 2" in each.reason) for each in broken] == [(place.point.id, True)]
     (point,) = place.backups.repository.points()
@@ -300,7 +300,7 @@ def test_unreadable_places(site: LabSite, place: Place) -> None:
     kept = backups.keep(VM)
     before = backups.repository.unfinished()
     view = backups.succeeded(backups.run("jobs", "resume", resume_of(text), "--json"))
-    assert [view.work.point] == [draft.id for draft in before]
+    assert [view.point] == [draft.id for draft in before]
     backups.check(backups.points()[-1], kept)
     assert backups.leftovers() == []
 
@@ -369,4 +369,4 @@ def test_no_secret_anywhere(site: LabSite, place: Place) -> None:
     assert searched > 10
     # All that Redis was ever told is in its append-only file, uncompressed.
     log = b"".join(path.read_bytes() for path in (place.backups.state / "hub/appendonlydir").iterdir())
-    assert all(word.encode() in log for word in (view.id, view.work.point))
+    assert all(word.encode() in log for word in (view.id, view.point))

@@ -79,7 +79,7 @@ def test_twice(site: LabSite, backups: Backups) -> None:
     assert client.snapshots(vm) == []
     kept = backups.keep(vm)
     view = backups.succeeded(backups.run("jobs", "resume", job, "--json"))
-    assert [disk.mode for disk in view.work.disks] == ["incremental", "incremental"]
+    assert [disk.mode for disk in view.disks] == ["incremental", "incremental"]
     backups.check(backups.points(vm)[-1], kept)
 
 

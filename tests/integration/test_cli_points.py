@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from sendense.cli.deleting import in_order
 from sendense.models import VmRef
 from sendense.repository.points import Point
+from sendense.service.points import in_order
 from tests.integration.support import Lab, Result
 from tests.repository import UUID, Story
 from tests.servers import short_folder
@@ -49,6 +49,10 @@ class Points:
         assert result.stdout.count("\n") == 1
         return json.loads(result.stdout)
 
+    def ids(self) -> list[str]:
+        """The sound points that are listed."""
+        return [point["id"] for vm in self.json() for point in vm["points"]]
+
     def refused(self, *arguments: str, **settings: object) -> str:
         """The two lines of a command that is refused as wrong input."""
         result = self.run(*arguments, **settings)
@@ -80,8 +84,9 @@ def test_list(points: Points, story: Story) -> None:
     assert max(map(len, points.run().stdout.splitlines())) <= 80
     lines = points.lines()
     assert points.lines(UUID) == points.lines("vm-42") == points.lines("WEB01") == points.lines("list") == lines
-    found = points.json("web01")
-    assert [(each["id"], each["mode"], each["size"]) for each in found] == [
+    [found] = points.json("web01")
+    assert (found["vm"]["uuid"], found["broken"]) == (UUID, [])
+    assert [(each["id"], each["mode"], each["disks"][0]["size"]) for each in found["points"]] == [
         (full.id, "full", story.size),
         (incremental.id, "incremental", story.size),
     ]
@@ -125,10 +130,12 @@ def test_a_broken_point_is_shown_and_goes(points: Points, story: Story) -> None:
     lines = points.lines("web01")
     assert lines[4] == f"{incremental.id} broken"
     assert "damaged" in lines[5]
-    assert [bool(each["broken"]) for each in points.json()] == [False, True]
+    [found] = points.json()
+    assert [each["id"] for each in found["points"]] == [full.id]
+    assert [each["id"] for each in found["broken"]] == [incremental.id]
     assert "cannot be used" in points.refused("show", incremental.id)
     assert points.lines("delete", incremental.id) == [f"deleted {incremental.id}, which was broken"]
-    assert [each["id"] for each in points.json()] == [full.id]
+    assert points.ids() == [full.id]
     assert not layout.point(UUID, incremental.id).exists()
 
 
@@ -140,7 +147,7 @@ def test_show_and_chain(points: Points, story: Story) -> None:
         assert text in shown
     found = points.json("show", full.id)
     assert found["children"] == [incremental.id]
-    assert found["disks"][0]["digest"] == full.disks[0].digest
+    assert found["point"]["disks"][0]["digest"] == full.disks[0].digest
     assert found["usage"] == story.repository.usage_of(full)
     chain = points.json("chain", incremental.id)[0]
     assert [(level["point"], level["mode"]) for level in chain["levels"]] == [
@@ -156,10 +163,12 @@ def test_delete(points: Points, story: Story) -> None:
     first, second, third = (point.id for point in _chain(story, 3))
     assert f"{second} is built on {first}" in points.refused("delete", first)
     assert f"{third} is built on {second}" in points.refused("delete", first, second)
-    assert points.json("delete", third) == {"deleted": [third]}
+    deletion = points.json("delete", third)
+    assert deletion["deleted"] == []
+    assert (deletion["job"]["state"], deletion["job"]["request"]["points"]) == ("succeeded", [third])
     story.check_content()
     points.lines("delete", first, "--merge")
-    assert [each["id"] for each in points.json()] == [second]
+    assert points.ids() == [second]
     story.check_content()
     story.check_digests()
 
@@ -167,7 +176,7 @@ def test_delete(points: Points, story: Story) -> None:
 def test_all_of_a_chain_goes_without_merging(points: Points, story: Story) -> None:
     """Points that are deleted together are not in each other's way, in whatever order they are named."""
     first, second = (point.id for point in _chain(story, 2))
-    assert points.json("delete", first, second) == {"deleted": [second, first]}
+    assert points.json("delete", first, second)["job"]["request"]["points"] == [second, first]
     assert story.repository.points() == []
 
 
@@ -178,16 +187,17 @@ def test_prune(points: Points, story: Story) -> None:
     assert "name a VM, or give --all" in points.refused("prune", "--keep-last", "1")
     assert "'--keep-last'" in points.refused("prune", "web01", "--keep-last", "-1")
     dry = points.json("prune", "--all", "--keep-last", "2", "--dry-run")
-    assert [(entry["vm"]["name"], sorted(entry["kept"]), entry["deleted"]) for entry in dry] == [
-        ("web01", ids[2:], ids[:2])
-    ]
+    assert [(entry["vm"]["name"], sorted(entry["kept"]), entry["job"]) for entry in dry] == [("web01", ids[2:], None)]
+    assert sorted(dry[0]["going"]) == ids[:2]
     assert len(story.repository.points()) == 4
     lines = points.lines("prune", "web01", "--keep-last", "2")
     assert [" ".join(line.split()[3:]) for line in lines[2:6]] == ["goes", "goes", "stays: last", "stays: newest, last"]
     assert [point.id for point in story.repository.points()] == ids[2:]
     story.check_content()
     story.check_digests()
-    assert points.json("prune", "--all", "--keep-daily", "5")[0]["kept"] == {ids[3]: ["newest", "daily"]}
+    [pruned] = points.json("prune", "--all", "--keep-daily", "5")
+    assert pruned["kept"] == {ids[3]: ["newest", "daily"]}
+    assert pruned["job"]["state"] == "succeeded"
     assert [point.id for point in story.repository.points()] == ids[3:]
     assert points.lines("prune", "--all", "--keep-yearly", "1")[-1] == "nothing is to be deleted"
 

@@ -83,6 +83,7 @@ def test_one_disk_on_a_port(lab: Lab, story: Story) -> None:
             "key": 2001,
             "label": "Hard disk 2001",
             "size": story.size,
+            "export": "disk-2001",
             "uri": f"nbd://127.0.0.1:{port}/disk-2001",
         }
         assert _content(entry["uri"], lab.folder) == story.kept[oldest.id][2001]

@@ -140,7 +140,7 @@ def test_dry_run_of_a_full(command: Command) -> None:
 def test_dry_run_of_an_incremental(command: Command, tmp_path: Path) -> None:
     """With a snapshot, or of a VM that is off, it says exactly what the backup then copies; otherwise at most what."""
     client, repository = command.site.client, tmp_path / "repository"
-    first = command.json("backup", "db01", repository=repository)["work"]["point"]
+    first = command.json("backup", "db01", repository=repository)["point"]
     written = client.write_files("db01", 2000, files=3, size=MiB)
 
     running = command.json("backup", "db01", "--dry-run", repository=repository)
@@ -161,7 +161,7 @@ def test_dry_run_of_an_incremental(command: Command, tmp_path: Path) -> None:
         off = command.json("backup", "db01", "--dry-run", repository=repository)["disks"]
         assert [disk["changed"] for disk in off] == [disk["changed"] for disk in known["disks"]]
         assert all(disk["exact"] for disk in off)
-        done = command.json("backup", "db01", repository=repository)["work"]["disks"]
+        done = command.json("backup", "db01", repository=repository)["disks"]
         assert [disk["changed"] for disk in done] == [disk["copied"] for disk in known["disks"]]
     finally:
         client.power("db01", True)

@@ -37,7 +37,7 @@ def test_restored(site: LabSite, backups: Backups, tmp_path: Path) -> None:
     backups.backup(vm)
     point = f"{vm}@latest"
     view = backups.succeeded(backups.run("restore", point, tmp_path, "--verify", "--json"))
-    assert all(disk.verified for disk in view.work.disks)
+    assert all(disk.verified for disk in view.disks)
     assert all(same(tmp_path / f"disk-{key}.qcow2", raw) for key, raw in kept.items())
     raw = tmp_path / "one.raw"
     backups.succeeded(backups.run("restore", point, raw, "--disk", "2001", "--json"))
@@ -84,8 +84,8 @@ def test_damaged_image(site: LabSite, backups: Backups) -> None:
     assert both.status == 3, both
     kept = backups.keep(vm)
     view = backups.backup(vm)
-    assert [disk.mode for disk in view.work.disks] == ["full", "full"]
-    assert "is damaged" in view.work.disks[0].reason
+    assert [disk.mode for disk in view.disks] == ["full", "full"]
+    assert "is damaged" in view.disks[0].reason
     third = backups.points(vm)[-1]
     assert backups.run("verify", third.id).status == 0
     backups.check(third, kept)
@@ -101,7 +101,7 @@ def test_migrated(site: LabSite, backups: Backups, tmp_path: Path) -> None:
 
     def migrate(*more: str) -> list[int]:
         view = backups.succeeded(backups.run("migrate", vm, *options, "--json", *more))
-        return [disk.progress.copied for disk in view.work.disks if disk.progress]
+        return [disk.progress.copied for disk in view.disks if disk.progress]
 
     assert min(migrate("--verify")) > MiB
     client.write(vm, 4 * MiB, os.urandom(MiB), 2000)
