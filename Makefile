@@ -17,6 +17,8 @@ bench:
 	./deploy/setup dev
 	.venv/bin/python -m tests.bench.copy $(BENCH)
 	.venv/bin/python -m tests.bench.backup $(BENCH_BACKUP)
+	.venv/bin/python -m tests.bench.nodes $(BENCH_NODES)
+	.venv/bin/python -m tests.bench.flower
 
 chaos:
 	./deploy/test tests/chaos
