@@ -175,7 +175,7 @@ def _free_port() -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.nodes", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--size-gib", type=float, default=2.0, help="data on the disk (default 2)")
+    parser.add_argument("--size-gib", type=float, default=5.0, help="data on the disk (default 5)")
     parser.add_argument("--rate-mb", type=int, default=50, help="MB/s of each node's source (default 50)")
     parser.add_argument("--nodes", type=int, default=4, help="how many nodes (default 4)")
     parser.add_argument("--rounds", type=int, default=2, help="how often all is done (default 2)")

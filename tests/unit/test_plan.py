@@ -61,6 +61,13 @@ def test_batches(drawing: str, expected: list[str]) -> None:
     assert found == expected
 
 
+@pytest.mark.parametrize(("batches", "expected"), [(15, [4] * 15), (16, [4] * 8 + [1] * 32), (18, [4] * 10 + [1] * 32)])
+def test_the_end_of_a_large_disk(batches: int, expected: list[int]) -> None:
+    """The last batches are small, so that no node is idle for long while another has the last one."""
+    found = planned("A" * (batches * SMALL_DATA // ALIGN), ALIGN)
+    assert [batch.data // ALIGN for batch in found] == expected
+
+
 @given(cut_drawings, st.sampled_from([ALIGN, ALIGN // 4]))
 def test_batches_are_the_disk(drawing: str, unit: int) -> None:
     """Together, in their order, the batches are the coarsened disk."""
