@@ -143,6 +143,8 @@ class Work(_Frozen):
     """When the snapshot was taken."""
     off: bool = False
     """The job shut the VM down."""
+    resumed: bool = False
+    """The ledger is still as the job's earlier run left it."""
 
 
 class JobView(_Frozen):

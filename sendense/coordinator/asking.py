@@ -4,6 +4,7 @@ Questions that only a site can answer: asked from anywhere, answered by the site
 vCenter's credentials stay at the site. Where they are this machine's own, it answers itself.
 """
 
+import logging
 import time
 import uuid
 from contextlib import suppress
@@ -14,10 +15,21 @@ from pydantic import BaseModel, ConfigDict
 
 from sendense.coordinator import questions
 from sendense.coordinator.context import Context
-from sendense.errors import Cancelled, Conflict, InputError, NotFound, SendenseError, SiteFailed, SiteSilent
+from sendense.errors import (
+    Cancelled,
+    Conflict,
+    InputError,
+    InternalError,
+    NotFound,
+    SendenseError,
+    SiteFailed,
+    SiteSilent,
+)
 from sendense.jobs import broker, presence
 from sendense.jobs.queues import control_queue
 from sendense.nbd.connect import Beat, no_beat
+
+log = logging.getLogger(__name__)
 
 ASKED_SECONDS = 30
 """A question whose asker has not renewed it for so long is dropped, also in the middle of its answering; one whose
@@ -85,7 +97,7 @@ def _ask(context: Context, question: _Question, seconds: float, beat: Beat) -> _
 
 
 def _wait(context: Context, question: _Question, name: str, deadline: float, beat: Beat) -> _Answer | None:
-    client, queue = context.ledger.client, control_queue(question.site)
+    client, queue, text = context.ledger.client, control_queue(question.site), question.model_dump_json()
     present, sent = time.monotonic(), -float("inf")
     while (now := time.monotonic()) < deadline:
         if now - sent > ASKED_SECONDS and not client.exists(_taken(name)):
@@ -94,7 +106,7 @@ def _wait(context: Context, question: _Question, name: str, deadline: float, bea
         if found := client.blpop([_answered(name)], timeout=LOOK_SECONDS):
             return _Answer.model_validate_json(found[1])
         beat()
-        client.expire(_asked(name), ASKED_SECONDS)
+        client.set(_asked(name), text, ex=ASKED_SECONDS)
         if presence.processes(client, queue):
             present = time.monotonic()
         elif time.monotonic() - present > GONE_SECONDS:
@@ -119,13 +131,17 @@ def answer(context: Context, name: str) -> None:
             if not client.exists(_asked(name)):
                 raise Cancelled(question.name)
 
-    kind = questions.QUESTIONS[question.name]
     try:
+        kind = questions.QUESTIONS[question.name]
         value = kind.answer(context.settings, question.site, question.arguments, beat)
         found = _Answer(value=kind.result.dump_python(value, mode="json"))
     except SendenseError as exc:
         known = next((each for each in type(exc).__mro__ if each.__name__ in _ERRORS), type(exc))
         found = _Answer(error=known.__name__, message=str(exc), hint=exc.hint)
+    except Exception as exc:
+        log.exception("a question failed", extra={"action": "question_failed", "question": question.name})
+        fault = InternalError(exc)
+        found = _Answer(error=type(fault).__name__, message=str(fault), hint="Look at that worker's log.")
     with client.pipeline() as pipe:
         pipe.rpush(_answered(name), found.model_dump_json())
         pipe.expire(_answered(name), ANSWER_SECONDS)

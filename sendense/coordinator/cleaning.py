@@ -23,17 +23,17 @@ def _repository(context: Context) -> Iterator[Cleaned]:
     for vm in repository.layout.vm_uuids():
         for point in merge.recover(repository, vm):
             yield Cleaned(text=f"finished deleting {point}")
-    drafts = repository.unfinished()
-    kept = {view.work.point for job in context.jobs.active() if (view := context.jobs.get(job))}  # after the folders
-    for draft in drafts:
-        if draft.id not in kept:
+    for draft in repository.unfinished():
+        active = (view for job in context.jobs.active() if (view := context.jobs.get(job)))
+        if draft.id not in {view.work.point for view in active}:
             repository.draft(draft.vm, draft.id).discard()
             yield Cleaned(text=f"deleted the unfinished restore point {draft.id}")
 
 
 def _jobs(context: Context) -> Iterator[Cleaned]:
-    for view in context.jobs.views():
-        if not view.ended:
+    for job in context.jobs.ids():
+        view = context.jobs.get(job)  # as it is just now: somebody may resume it any time
+        if not view or not view.ended:
             continue
         for path in _partials(view):
             path.unlink(missing_ok=True)

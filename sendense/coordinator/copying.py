@@ -83,6 +83,24 @@ def close(context: Context, run: Run) -> Answer:
     return Done(run.work)
 
 
+def reopen(context: Context, run: Run) -> Work:
+    """Have what the job's earlier run stored stand, but for what was found to be wrong; safe to do again."""
+    ledger, disks = context.ledger, []
+    for disk in run.work.disks:
+        run.beat()
+        if disk.copy_id:
+            wrong = {found.offset for found in disk.differences}
+            records = ledger.records(disk.copy_id) if wrong else []
+            ledger.reopen(disk.copy_id, (each for each in records if each.extents[0].offset in wrong))
+            ledger.delete(verification_id(disk.copy_id))
+            if run.view.request.kind == "verify":
+                ledger.delete(disk.copy_id)
+            elif ledger.state(disk.copy_id):
+                ledger.stop(disk.copy_id)
+        disks.append(disk.model_copy(update={"surveys": 0, "beats": -1, "progress": None, "differences": []}))
+    return run.work.model_copy(update={"disks": disks, "resumed": False})
+
+
 def hold(context: Context, view: JobView) -> None:
     """Have no more batches of a paused job handed out; those under way end."""
     for name in copies_of(view):

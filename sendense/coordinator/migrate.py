@@ -96,7 +96,7 @@ def deliver(context: Context, run: Run) -> Answer:
         if disk.export:
             context.exports(run.beat).remove(disk.export)
             if disk.image.endswith(PARTIAL):
-                give_name(Path(disk.image))
+                give_name(disk)
         target = request.targets[disk.key]
         done = Synced(
             vm=request.vm.uuid,

@@ -221,11 +221,14 @@ class Jobs:
 
     def forget_oldest(self) -> list[JobView]:
         """Forget all but the latest KEPT_JOBS that have ended; returns what they were."""
-        views = [view for job in self.ids()[KEPT_JOBS:] if (view := self.get(job)) and view.ended]
-        for view in views:
-            self._redis.delete(_key(view.id), _events(view.id))
-            self._redis.zrem(_JOBS, view.id)
-        return views
+        forgotten = []
+        for job in self.ids()[KEPT_JOBS:]:
+            view = self.get(job)
+            if view and view.ended and not self.is_active(job):
+                self._redis.delete(_key(job), _events(job))
+                self._redis.zrem(_JOBS, job)
+                forgotten.append(view)
+        return forgotten
 
     def now(self) -> str:
         """The time by Redis's clock, as records have it."""

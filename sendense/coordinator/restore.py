@@ -109,16 +109,24 @@ def deliver(context: Context, run: Run) -> Answer:
     for disk in run.work.disks:
         if disk.export:
             context.exports(run.beat).remove(disk.export)
-            give_name(Path(disk.image))
+            give_name(disk)
     return Done(run.work)
 
 
-def give_name(partial: Path) -> None:
-    """Make an image durable under its own name; done already is fine."""
+def give_name(disk: DiskWork) -> None:
+    """Make the image that the job made durable under its own name; done already is fine. JobFailed where it is gone."""
+    partial = Path(disk.image)
+    final = partial.with_suffix("")
     with storing(partial):
-        if partial.exists():
+        if _inode(partial) == disk.inode:
             sync(partial)
-            rename(partial, partial.with_suffix(""))
+            rename(partial, final)
+        elif _inode(final) != disk.inode:
+            raise JobFailed(f"{partial}: is gone, or is another image by now", "Find out by whom; start the job anew.")
+
+
+def _inode(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
 
 
 def _serve(context: Context, run: Run, disk: DiskWork) -> DiskWork:

@@ -59,7 +59,7 @@ def advance(context: Context, job: str, place: Place, owner: str) -> None:
         if lapsed and view and not _step_lost(context, view, lease, lapsed):
             return
         while view := context.jobs.get(job):
-            if view.paused and not (_step(view).cleaning or _step(view).final):
+            if view.paused and not view.cancelled and not (_step(view).cleaning or _step(view).final):
                 copying.hold(context, view)
                 lease.write({"waiting": PAUSED}, release=True)
                 return
@@ -82,6 +82,10 @@ def _run_step(context: Context, view: JobView, lease: Lease) -> bool:
     try:
         if view.cancelled and lease.heeds_cancel:
             raise Cancelled(view.id)
+        if view.work.resumed:
+            work = copying.reopen(context, Run(view, lease.beat))
+            lease.write({"work": work.model_dump_json()})
+            view = view.model_copy(update={"work": work})
         answer = step.run(context, Run(view, lease.beat))
     except (ClaimLost, *broker.Unavailable):
         raise

@@ -1,13 +1,14 @@
 """Handing in a job, and having one that failed go on."""
 
 import uuid
+from pathlib import Path
 
 from sendense.coordinator import run
 from sendense.coordinator.context import Context
 from sendense.coordinator.copying import copies_of
 from sendense.coordinator.pipelines import pipeline
 from sendense.errors import InputError
-from sendense.models import verification_id
+from sendense.nbd.uri import is_uri, parse
 from sendense.requests import BackupRequest, DeleteRequest, JobRequest, MigrateRequest, RestoreRequest
 
 
@@ -27,19 +28,8 @@ def submit(context: Context, job: str, request: JobRequest, name: str) -> None:
 
 def resume(context: Context, job: str) -> None:
     """Have an ended job go on: what is stored of it, and was not found to be wrong, is not copied again."""
-    view, disks = context.jobs.find_resumable(job), []
-    for disk in view.work.disks:
-        if disk.copy_id:
-            wrong = {found.offset for found in disk.differences}
-            records = context.ledger.records(disk.copy_id) if wrong else []
-            context.ledger.reopen(disk.copy_id, (each for each in records if each.extents[0].offset in wrong))
-            context.ledger.delete(verification_id(disk.copy_id))
-            if view.request.kind == "verify":
-                context.ledger.delete(disk.copy_id)
-            elif context.ledger.state(disk.copy_id):
-                context.ledger.stop(disk.copy_id)
-        disks.append(disk.model_copy(update={"surveys": 0, "beats": -1, "progress": None, "differences": []}))
-    work = view.work.model_copy(update={"disks": disks, "snapshot": ""})
+    view = context.jobs.find_resumable(job)
+    work = view.work.model_copy(update={"resumed": True, "snapshot": ""})
     context.jobs.resume(view.id, pipeline(view.request)[0].name, work)
     send(context, view.id)
 
@@ -56,8 +46,17 @@ def _locks(request: JobRequest) -> list[str]:
     if isinstance(request, BackupRequest | MigrateRequest | DeleteRequest):
         locks.append(f"vm:{request.vm.uuid}")
     if isinstance(request, RestoreRequest | MigrateRequest):
-        targets = list(request.targets.values())
+        targets = [_place_of(target) for target in request.targets.values()]
         if len(set(targets)) < len(targets):
             raise InputError("two disks cannot go onto one target", "Name a target for each.")
         locks += [f"target:{target}" for target in targets]
     return locks
+
+
+def _place_of(target: str) -> str:
+    """The target, however it is spelled."""
+    if not is_uri(target):
+        return str(Path(target).resolve())
+    endpoint = parse(target)
+    where = str(Path(endpoint.socket).resolve()) if endpoint.socket else endpoint.address.lower()
+    return f"{where}/{endpoint.export}"

@@ -200,6 +200,8 @@ class Operations:
     def pause(self, job: str) -> Job:
         """Have a job rest: what it has under way ends, nothing more begins."""
         view = self._active(job, "pause")
+        if view.cancelled:
+            raise Conflict(f"job {view.id}: is being cancelled", "It cleans up, which cannot wait.")
         self._jobs.pause(view.id, True)
         return self._nudged(view)
 
@@ -308,15 +310,21 @@ class Operations:
             image = repository.levels(found, each.key)[0].image
             self._jobs.keep_served(name, str(image))
             exports.add(name, image, writable=False)
+            if name not in self._jobs.served():
+                exports.remove(name)
+                raise Conflict(f"export {name}: was ended by somebody at the same moment", "Serve it again.")
             uri = reach(hub_export(name), self._context.settings)
             served.append(ServedDisk(key=each.key, label=each.label, size=each.size, export=name, uri=uri))
         return served
 
     def unserve(self, export: str) -> None:
         """End what `serve` began."""
-        if not export.startswith(_SERVED) or not self._jobs.drop_served(export):
+        exports = self._context.exports(self._beat)
+        known = export in self._jobs.served() or any(each.name == export for each in exports.list())
+        if not export.startswith(_SERVED) or not known:
             raise NotFound(f"export {export}: is of no restore point that is served", "List them: sendense exports")
-        self._context.exports(self._beat).remove(export)
+        self._jobs.drop_served(export)  # first, or it is put back
+        exports.remove(export)
 
     def readiness(self) -> Readiness:
         """Whether the hub can do its work: whatever it needs is there and answers."""

@@ -1,20 +1,23 @@
 """The records of jobs on a real Redis: locks, leases, cancelling, resuming; and plans that are amended."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from sendense.coordinator import copying, submission
+from sendense.coordinator import copying, run, submission
 from sendense.coordinator.context import Context
 from sendense.coordinator.record import Jobs, Lease
-from sendense.errors import Cancelled, ClaimLost, InputError, JobFailed
+from sendense.coordinator.restore import give_name
+from sendense.errors import Cancelled, ClaimLost, Conflict, InputError, JobFailed
 from sendense.extents import Extent
 from sendense.jobs import broker
 from sendense.jobs.ledger import Ledger
 from sendense.jobs.patch import patch
 from sendense.jobs.plan import batch_of
 from sendense.models import JobSpec, Survey, VmRef
-from sendense.requests import BackupRequest, DiskWork, VerifyRequest, Work
+from sendense.requests import BackupRequest, DiskWork, RestoreRequest, VerifyRequest, Work
+from sendense.service.operations import Operations
 from sendense.settings import Settings
 from sendense.units import KiB
 from tests.hub import Hub, open_hub, places
@@ -286,3 +289,55 @@ def test_work_survives(jobs: Jobs) -> None:
     work = Work(disks=[DiskWork(key=2000, label="Hard disk 1", size=1)], left_out={2001: "independent"})
     lease(jobs, "aa").write({"work": work.model_dump_json()})
     assert jobs.find("aa").work == work
+
+
+def test_a_cancelled_job_that_is_paused_cleans_up(jobs: Jobs, hub: Hub) -> None:
+    """Pausing does not keep a cancelled job from its cleaning."""
+    context = Context(Settings(), Ledger(hub.client), jobs, broker.make_app(hub.url))
+    submission.submit(context, "aaaa", VerifyRequest(point="p", name="x"), "verify")
+    operations = Operations(context)
+    operations.cancel("aaaa")
+    with pytest.raises(Conflict):
+        operations.pause("aaaa")
+    jobs.pause("aaaa", True)  # as if it had come at the same moment
+    run.advance(context, "aaaa", "hub", "w/1/t")
+    view = jobs.get("aaaa")
+    assert view
+    assert view.waiting != run.PAUSED
+    assert view.outcome == "cancelled"
+
+
+def test_one_target_in_two_spellings(jobs: Jobs, hub: Hub, tmp_path: Path) -> None:
+    """Two jobs cannot write one image, or one export, however they call it."""
+    context = Context(Settings(), Ledger(hub.client), jobs, broker.make_app(hub.url))
+    (tmp_path / "link").symlink_to(tmp_path)
+
+    def restore(job: str, target: str) -> None:
+        submission.submit(context, job, RestoreRequest(point="p", name="x", targets={2000: target}), f"restore {job}")
+
+    restore("aa", f"{tmp_path}/x.qcow2")
+    restore("bb", "nbd://Host/e")
+    for target in (f"{tmp_path}/./x.qcow2", f"{tmp_path}/link/x.qcow2"):
+        with pytest.raises(Conflict, match="job aa is at work"):
+            restore("cc", target)
+    with pytest.raises(Conflict, match="job bb is at work"):
+        restore("cc", "nbd://host:10809/e")
+
+
+def test_an_image_that_was_taken_away(tmp_path: Path) -> None:
+    """Only the image that the job itself made gets the name that was asked for."""
+    partial, final = tmp_path / "x.qcow2.part", tmp_path / "x.qcow2"
+    partial.touch()
+    disk = DiskWork(key=2000, image=str(partial), inode=partial.stat().st_ino)
+    give_name(disk)
+    assert final.exists()
+    give_name(disk)  # again, after a crash
+    final.unlink()
+    with pytest.raises(JobFailed, match="is gone"):
+        give_name(disk)
+    other = tmp_path / "other"
+    other.touch()
+    other.rename(partial)
+    disk = disk.model_copy(update={"inode": partial.stat().st_ino + 1})
+    with pytest.raises(JobFailed, match="another image"):
+        give_name(disk)
