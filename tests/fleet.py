@@ -115,6 +115,7 @@ class Job:
             survey = self.ledger.survey(self.id)
             assert survey
             starts = range(0, survey.size, BATCH_BYTES)
+            self.ledger.prepare(self.spec)
             self.ledger.write_plan(self.id, survey, (batch_of([Extent(start, BATCH_BYTES)]) for start in starts))
             self.ledger.begin(self.spec)
             state = "copying"

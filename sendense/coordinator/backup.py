@@ -1,5 +1,6 @@
 """Steps of a backup at the hub: choose what each disk builds on, make the images, commit the restore point."""
 
+from sendense.beat import beating
 from sendense.coordinator import copying
 from sendense.coordinator.context import Answer, Context, Done, Run
 from sendense.coordinator.serving import export_name, serve
@@ -149,7 +150,7 @@ def commit(context: Context, run: Run) -> Answer:
 
 def _commit_disk(context: Context, draft: Draft, disk: DiskWork, run: Run) -> PointDisk:
     run.beat()
-    records = copying.records_of(context, disk)
+    records = beating(copying.records_of(context, disk, run.beat), run.beat)
     totals = draft.write_batches(disk.key, (StoredBatch(each.extents, each.data, each.digest) for each in records))
     return PointDisk(
         key=disk.key,

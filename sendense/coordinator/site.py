@@ -120,7 +120,7 @@ def _read_disk(
         except ChangesUnknown as exc:
             context.jobs.event(run.view.id, f"disk {disk.key}: copied anew: {exc.detail}")
         else:
-            patch(ledger, disk.copy_id, changed, disk.size)
+            patch(ledger, disk.copy_id, changed, disk.size, run.beat)
             return disk.model_copy(update={"resumed_from": ""})
     ledger.delete(disk.copy_id)
     disk = disk.model_copy(update={"resumed_from": "", "surveys": 0, "failures": 0, "beats": -1})
@@ -135,14 +135,14 @@ def _read_disk(
             context.jobs.event(run.view.id, f"disk {disk.key}: a full: {exc.detail}")
             disk = disk.model_copy(update={"mode": "full", "parent": "", "since": "", "reason": exc.reason})
         else:
-            ledger.write_areas(disk.copy_id, changed)
+            ledger.write_areas(disk.copy_id, changed, run.beat)
             return disk.model_copy(update={"changed": total(changed, zero=False)})
     try:
         allocated = list(coarsen(areas(changes.ALL), ALIGN, disk.size))
     except ChangesUnknown as exc:
         context.jobs.event(run.view.id, f"disk {disk.key}: all of it is read: {exc.detail}")
         return disk.model_copy(update={"changed": disk.size})
-    ledger.write_areas(disk.copy_id, with_gaps(allocated, disk.size))
+    ledger.write_areas(disk.copy_id, with_gaps(allocated, disk.size), run.beat)
     return disk.model_copy(update={"changed": total(allocated, zero=False)})
 
 

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sendense.beat import Beat, beating
 from sendense.coordinator import copying
 from sendense.coordinator.context import Answer, Context, Done, Failed, Run
 from sendense.coordinator.serving import export_name
@@ -47,24 +48,24 @@ def prepare(context: Context, run: Run) -> Answer:
             words = f"disk {disk.key} of {disk.label}: {damage}"
             _mark(context, run, disk, words)
             raise Different(words)
-        if found := checking.strangers(image, batches.read(file), run.beat):
+        if found := checking.strangers(image, beating(batches.read(file), run.beat), run.beat):
             differences = [Difference(offset=each.offset, length=each.length) for each in found]
             wrong = disk.model_copy(update={"differences": differences})
             _mark(context, run, wrong, _first_of(wrong))
             return copying.judge(Work(disks=[wrong]))
         served = _serve(context, run, disk)
-        _plan(context, served, _spec(run.view, served))
+        _plan(context, served, _spec(run.view, served), run.beat)
         disks.append(served)
     return Done(run.work.model_copy(update={"disks": disks}))
 
 
-def _plan(context: Context, disk: DiskWork, spec: JobSpec) -> None:
+def _plan(context: Context, disk: DiskWork, spec: JobSpec, beat: Beat) -> None:
     ledger = context.ledger
     if ledger.survey(spec.id):
         return
     ledger.prepare(spec)
     survey = Survey(size=disk.size, multi_conn=True, allocation=True, flush=True)
-    ledger.write_plan(spec.id, survey, (batch_of(batch.extents) for batch in batches.read(_batches(disk))))
+    ledger.write_plan(spec.id, survey, (batch_of(batch.extents) for batch in batches.read(_batches(disk))), beat)
 
 
 def read(context: Context, run: Run) -> Answer:
@@ -76,7 +77,7 @@ def read(context: Context, run: Run) -> Answer:
 
 def compare(context: Context, run: Run) -> Answer:
     """Compare the digests; the point remembers when it was last found sound."""
-    disks = [_compare(context, disk) for disk in run.work.disks]
+    disks = [_compare(context, disk, run.beat) for disk in run.work.disks]
     repository = context.repository
     point = repository.find(run.work.point)
     for disk in disks:
@@ -102,10 +103,10 @@ def _first_of(disk: DiskWork) -> str:
     return f"disk {disk.key} of {disk.label}: offset={first.offset} length={first.length}"
 
 
-def _compare(context: Context, disk: DiskWork) -> DiskWork:
-    found = {record.batch: record.digest for record in context.ledger.records(disk.copy_id)}
+def _compare(context: Context, disk: DiskWork, beat: Beat) -> DiskWork:
+    found = {record.batch: record.digest for record in context.ledger.records(disk.copy_id, beat)}
     differences = []
-    for number, batch in enumerate(batches.read(_batches(disk))):
+    for number, batch in enumerate(beating(batches.read(_batches(disk)), beat)):
         if found.get(number) != batch.digest:
             start, end = batch.extents[0].offset, batch.extents[-1].end
             differences.append(Difference(offset=start, length=end - start))

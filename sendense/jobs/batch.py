@@ -6,6 +6,7 @@ whatever repeats it finds the batch recorded or claimed, and returns.
 """
 
 import logging
+import time
 from contextlib import suppress
 from typing import Protocol
 
@@ -61,11 +62,12 @@ def run_batch(ledger: Ledger, handles: Handles, settings: Settings, job: str, ba
 
     `me` names this process and this call, and no other.
     """
+    began = time.monotonic()
     claim = ledger.claim(job, batch, epoch, me, settings.claim_seconds)
     spec = ledger.spec(job)
     if not claim or not spec:
         return "not ours"
-    keeper = ClaimKeeper(ledger, claim, settings.claim_seconds, settings.renew_seconds)
+    keeper = ClaimKeeper(ledger, claim, settings.claim_seconds, settings.renew_seconds, began)
     try:
         try:
             outcome = _transfer(handles, settings, spec, claim, keeper)

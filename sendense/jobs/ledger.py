@@ -6,6 +6,7 @@ whose answer was lost is simply made again. A job that is not there has no state
 """
 
 import json
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from importlib import resources
@@ -18,9 +19,11 @@ from redis.commands.core import Script
 from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
 from redis.retry import Retry
 
+from sendense.beat import Beat, beating, no_beat
+from sendense.errors import ClaimLost
 from sendense.extents import Extent, pack, total, unpack
 from sendense.jobs import access
-from sendense.jobs.plan import Batch
+from sendense.jobs.plan import Batch, PlanSize
 from sendense.models import Activity, Failure, JobSpec, JobState, Progress, Survey
 from sendense.settings import Settings, load_settings
 
@@ -116,7 +119,7 @@ class Ledger:
         """Enter a job, or an unfinished one again, in state `preparing`: what is recorded of it stays."""
         with self._redis.pipeline() as pipe:
             pipe.hset(_key(spec.id, "job"), mapping={"spec": spec.model_dump_json(), "state": "preparing"})
-            pipe.hdel(_key(spec.id, "job"), "closed", "surveyor")
+            pipe.hdel(_key(spec.id, "job"), "closed", "surveyor", "planner")
             pipe.execute()
 
     def touch(self, job: str, owner: str) -> None:
@@ -142,21 +145,28 @@ class Ledger:
         """The endpoints of a planned job were looked at again."""
         self._redis.hset(_key(job, "job"), mapping={"survey": survey.model_dump_json(), "state": "ready"})
 
-    def write_areas(self, job: str, extents: Iterable[Extent]) -> None:
-        """Store which parts of the disk the job is about, instead of all of it, for its survey to plan."""
-        self._redis.delete(_key(job, "areas"))
-        iterator = iter(extents)
+    def write_areas(self, job: str, extents: Iterable[Extent], beat: Beat) -> None:
+        """
+        Store which parts of the disk the job is about, instead of all of it, for its survey to plan.
+
+        They count once the last of them is stored; what another process writes at the same time is kept apart.
+        """
+        writer, iterator, number = uuid.uuid4().hex, beating(extents, beat), 0
         while chunk := list(islice(iterator, AREAS_CHUNK)):
-            self._redis.rpush(_key(job, "areas"), pack(chunk))
-        self._redis.hset(_key(job, "job"), "areas", 1)
+            beat()
+            self._redis.hset(_key(job, "areas"), f"{writer}/{number}", pack(chunk))
+            number += 1
+        beat()
+        self._redis.hset(_key(job, "job"), "areas", writer)
 
     def areas(self, job: str) -> Iterator[Extent] | None:
         """The parts of the disk that the job is about; None for all of it."""
-        return self._read_areas(job) if self._get(job, "areas") else None
+        writer = self._get(job, "areas")
+        return self._read_areas(job, writer.decode()) if writer else None
 
-    def _read_areas(self, job: str) -> Iterator[Extent]:
+    def _read_areas(self, job: str, writer: str) -> Iterator[Extent]:
         number = 0
-        while chunk := cast(bytes | None, self._redis.lindex(_key(job, "areas"), number)):
+        while chunk := cast(bytes | None, self._redis.hget(_key(job, "areas"), f"{writer}/{number}")):
             yield from unpack(chunk)
             number += 1
 
@@ -206,22 +216,16 @@ class Ledger:
         text = self._get(job, "survey")
         return Survey.model_validate_json(text) if text else None
 
-    def write_plan(self, job: str, survey: Survey, batches: Iterable[Batch]) -> None:
-        """Store survey and plan, and then, with the last write, the state `ready`."""
-        self._redis.delete(_key(job, "plan"), _key(job, "todo"))  # of a survey that was lost half-way
-        number = data = zero = 0
-        iterator = iter(batches)
-        while chunk := list(islice(iterator, PLAN_CHUNK)):
-            with self._redis.pipeline(transaction=False) as pipe:
-                pipe.hset(_key(job, "plan"), mapping={number + i: batch.packed for i, batch in enumerate(chunk)})
-                pipe.zadd(_key(job, "todo"), {str(number + i): number + i for i in range(len(chunk))})
-                pipe.execute()
-            number += len(chunk)
-            data += sum(batch.data for batch in chunk)
-            zero += sum(batch.zero for batch in chunk)
-        fields: list[bytes | str | int | float | bytearray | memoryview] = ["survey", survey.model_dump_json()]
-        fields += ["batches", number, "data", data, "zero", zero, "size", survey.size, "state", "ready"]
-        self._redis.hset(_key(job, "job"), items=fields)
+    def write_plan(self, job: str, survey: Survey, batches: Iterable[Batch], beat: Beat = no_beat) -> None:
+        """
+        Store survey and plan, and then, with the last write, the state `ready`.
+
+        ClaimLost when the job is planned already, or another process plans it by now: nothing more is written.
+        """
+        planner, size = self._own_plan("anew", job), PlanSize()
+        self._enter(job, planner, enumerate(size.counting(batches)), beat)
+        fields = ("survey", survey.model_dump_json(), *size.fields(), "size", survey.size, "state", "ready")
+        self._change_plan("close", job, planner, *fields)
 
     def plan(self, job: str) -> Iterator[tuple[int, list[Extent]]]:
         """Every batch's number and extents."""
@@ -231,24 +235,35 @@ class Ledger:
             found = cast(list[bytes], self._redis.hmget(_key(job, "plan"), list(map(str, numbers))))
             yield from zip(numbers, map(unpack, found), strict=True)
 
-    def amend(self, job: str, amended: dict[int, Batch], new: Iterable[Batch]) -> None:
-        """Replace batches, which are to do again, and add new ones; between two runs, again after a crash."""
-        done = cast(dict[bytes, bytes], self._redis.hgetall(_key(job, "done")))
-        for number, batch in amended.items():
-            if text := done.get(b"%d" % number):
-                self._run("reopen", job, number, json.loads(text)["data"])
-            self._redis.hset(_key(job, "plan"), str(number), batch.packed)
-            self._redis.zadd(_key(job, "todo"), {str(number): number})
-        following = self._redis.hlen(_key(job, "plan"))  # not what `batches` says: it may be of before a crash in here
-        for number, batch in enumerate(new, following):
-            self._redis.hset(_key(job, "plan"), str(number), batch.packed)
-            self._redis.zadd(_key(job, "todo"), {str(number): number})
-        data = zero = count = 0
-        for _, extents in self.plan(job):
-            data += total(extents, zero=False)
-            zero += total(extents, zero=True)
-            count += 1
-        self._redis.hset(_key(job, "job"), mapping={"data": data, "zero": zero, "batches": count})
+    def amend(self, job: str, batches: Iterable[tuple[int, Batch]], size: PlanSize, beat: Beat) -> None:
+        """
+        Replace batches of the plan, which are to do again, and add new ones; between two runs, again after a crash.
+
+        `batches` is begun when the plan is nobody else's to change, and so can go by what `plan` says then; once it is
+        exhausted, `size` is the whole plan's. ClaimLost when another process amends the plan by now, or a run has
+        begun: nothing more is written.
+        """
+        planner = self._own_plan("amend", job)
+        self._enter(job, planner, batches, beat)
+        self._change_plan("close", job, planner, *size.fields())
+
+    def _own_plan(self, act: str, job: str) -> str:
+        planner = uuid.uuid4().hex
+        self._change_plan(act, job, planner)
+        return planner
+
+    def _enter(self, job: str, planner: str, batches: Iterable[tuple[int, Batch]], beat: Beat) -> None:
+        iterator = beating(batches, beat)
+        while chunk := list(islice(iterator, PLAN_CHUNK)):
+            beat()
+            values: list[int | bytes] = []
+            for number, batch in chunk:
+                values += [number, batch.packed]
+            self._change_plan("enter", job, planner, *values)
+
+    def _change_plan(self, act: str, job: str, planner: str, *values: str | int | float | bytes) -> None:
+        if not self._run("plan", job, act, planner, *values):
+            raise ClaimLost(job, "its plan")
 
     def fail(self, job: str, failure: Failure) -> None:
         """End the job before or outside its batches."""
@@ -266,8 +281,11 @@ class Ledger:
         return int(self._get(job, "epoch") or 0)
 
     def stop(self, job: str) -> None:
-        """Have every task of the job stop at its next request."""
-        self._redis.hset(_key(job, "job"), "state", "stopped")
+        """Have every task of the job stop at its next request, and its survey at the next batch that it plans."""
+        with self._redis.pipeline() as pipe:
+            pipe.hset(_key(job, "job"), "state", "stopped")
+            pipe.hdel(_key(job, "job"), "planner")
+            pipe.execute()
 
     def pause(self, job: str, paused: bool) -> None:
         """
@@ -390,14 +408,19 @@ class Ledger:
         began, ended = self._get(job, "began"), self._get(job, "ended")
         return max(0.0, float(ended) - float(began)) if began and ended else 0.0
 
-    def records(self, job: str) -> list[Record]:
+    def records(self, job: str, beat: Beat = no_beat) -> list[Record]:
         """Every stored batch, in disk order."""
-        done = cast(dict[bytes, bytes], self._redis.hgetall(_key(job, "done")))
-        plan = cast(dict[bytes, bytes], self._redis.hgetall(_key(job, "plan")))
-        records = []
-        for batch, text in done.items():
-            value = json.loads(text)
-            records.append(Record(int(batch), value["data"], bytes.fromhex(value["digest"]), unpack(plan[batch])))
+        count, records = self._redis.hlen(_key(job, "plan")), []
+        for start in range(0, count, PLAN_CHUNK):
+            names = list(map(str, range(start, min(start + PLAN_CHUNK, count))))
+            with self._redis.pipeline() as pipe:
+                pipe.hmget(_key(job, "done"), names)
+                pipe.hmget(_key(job, "plan"), names)
+                done, plan = pipe.execute()
+            for name, text, packed in beating(zip(names, done, plan, strict=True), beat):
+                if text:
+                    value = json.loads(text)
+                    records.append(Record(int(name), value["data"], bytes.fromhex(value["digest"]), unpack(packed)))
         return sorted(records, key=lambda record: record.extents[0].offset if record.extents else 0)
 
     def failures(self, job: str, start: int = 0) -> list[Failure]:
@@ -431,7 +454,7 @@ class Ledger:
     def _scripts(self) -> dict[str, Script]:
         folder = resources.files("sendense.jobs") / "scripts"
         prelude = (folder / "prelude.lua").read_text()
-        names = "begin take claim renew record release abandon defer disown pause sweep reopen".split()
+        names = "plan begin take claim renew record release abandon defer disown pause sweep reopen".split()
         return {name: self._redis.register_script(prelude + (folder / f"{name}.lua").read_text()) for name in names}
 
 

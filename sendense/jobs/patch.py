@@ -3,24 +3,36 @@
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 
+from sendense.beat import Beat, beating
 from sendense.extents import Extent
 from sendense.jobs.ledger import Ledger
-from sendense.jobs.plan import batch_of, plan
+from sendense.jobs.plan import Batch, PlanSize, batch_of, plan
 
 
-def patch(ledger: Ledger, job: str, changed: list[Extent], size: int) -> None:
+def patch(ledger: Ledger, job: str, changed: list[Extent], size: int, beat: Beat) -> None:
     """
     Have the planned batches that `changed` touches copied again, as data there, and what no batch has as new batches.
 
-    `changed` is in disk order, of whole clusters. Between two runs of the job only.
+    `changed` is in disk order, of whole clusters. Between two runs of the job only. Done twice, or after a half that
+    was interrupted, it comes to the same; ClaimLost for whoever was overtaken by another.
     """
-    amended, covered = {}, []
-    for number, extents in ledger.plan(job):
-        covered += extents
-        if any(within(changed, extent) for extent in extents):
-            amended[number] = batch_of(list(overlay(extents, changed)))
-    rest = subtract(changed, sorted(covered))
-    ledger.amend(job, amended, plan(rest, size))
+
+    counts = PlanSize()
+
+    def amended() -> Iterator[tuple[int, Batch]]:
+        covered: list[Extent] = []
+        for number, extents in beating(ledger.plan(job), beat):
+            covered += extents
+            touched = any(within(changed, extent) for extent in extents)
+            batch = batch_of(list(overlay(extents, changed)) if touched else extents)
+            counts.add(batch)
+            if touched:
+                yield number, batch
+        covered.sort()
+        rest = plan(subtract(beating(changed, beat), covered), size)
+        yield from enumerate(counts.counting(rest), counts.batches)
+
+    ledger.amend(job, amended(), counts, beat)
 
 
 def within(extents: list[Extent], bounds: Extent) -> list[Extent]:

@@ -32,6 +32,29 @@ class Batch(NamedTuple):
     zero: int
 
 
+class PlanSize:
+    """What the batches of a plan add up to, counted as they pass."""
+
+    def __init__(self) -> None:
+        self.batches = self.data = self.zero = 0
+
+    def add(self, batch: Batch) -> None:
+        """One more."""
+        self.batches += 1
+        self.data += batch.data
+        self.zero += batch.zero
+
+    def counting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches as they are, counted."""
+        for batch in batches:
+            self.add(batch)
+            yield batch
+
+    def fields(self) -> tuple[str | int, ...]:
+        """Names and values for the job's record."""
+        return "batches", self.batches, "data", self.data, "zero", self.zero
+
+
 def plan(extents: Iterable[Extent], size: int) -> Iterator[Batch]:
     """
     Cut a disk of `size` bytes into batches, in disk order, holding LAST + 1 of them in memory.

@@ -1,12 +1,14 @@
 """Which workers and nodes live: each says so every two seconds, under a key that lapses; and which must end."""
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar, cast
 
 import redis
 from pydantic import BaseModel, ConfigDict
 
 from sendense.jobs.queues import control_queue
+from sendense.jobs.reading import readable
 from sendense.models import Node
 
 PRESENCE_SECONDS = 10
@@ -14,6 +16,11 @@ PRESENCE_SECONDS = 10
 
 CONDEMNED_SECONDS = 60
 """A request to kill a process that its worker's supervisor did not read by then is forgotten: the worker is gone."""
+
+BEGUN_SECONDS = 86_400
+"""Which task a process began last is of no use when that was longer ago than any task may take."""
+
+Record = TypeVar("Record", bound=BaseModel)
 
 _WORKERS, _NODES, _DRAINED = "sendense:workers", "sendense:nodes", "sendense:drained"
 
@@ -57,7 +64,7 @@ def get_worker(client: "redis.Redis", name: str) -> Worker | None:
 
 def present(client: "redis.Redis") -> list[Worker]:
     """The workers that live."""
-    return [Worker.model_validate_json(text) for text in _living(client, _WORKERS, _key)]
+    return list(_records(Worker, _living(client, _WORKERS, _key)))
 
 
 def processes(client: "redis.Redis", queue: str) -> int:
@@ -87,7 +94,7 @@ def withdraw_node(client: "redis.Redis", name: str) -> None:
 
 def nodes(client: "redis.Redis") -> list[Node]:
     """The nodes that live."""
-    return [Node.model_validate_json(text) for text in _living(client, _NODES, _node)]
+    return list(_records(Node, _living(client, _NODES, _node)))
 
 
 def drained(client: "redis.Redis") -> set[str]:
@@ -119,11 +126,29 @@ def let_go(client: "redis.Redis", thing: str, holder: str) -> None:
         client.delete(_held(thing))
 
 
-def condemn(client: "redis.Redis", owner: str) -> None:
-    """Have a process killed that let its claim or lease lapse: it is stopped, or stuck. `owner`: WORKER/PID/…"""
-    worker, pid = owner.split("/")[:2]
+def begin(client: "redis.Redis", owner: str) -> None:
+    """Say what a process is at from now on, so that it is not killed for what it was at. `owner`: WORKER/PID/TASK."""
+    worker, pid, task = owner.split("/")
     with client.pipeline() as pipe:
-        pipe.rpush(_condemned(worker), pid)
+        pipe.hset(_begun(worker), pid, task)
+        pipe.expire(_begun(worker), BEGUN_SECONDS)
+        pipe.execute()
+
+
+def pardon(client: "redis.Redis", worker: str) -> None:
+    """Forget what was said of the processes of a worker: they have all ended, and others may get their numbers."""
+    client.delete(_condemned(worker), _begun(worker))
+
+
+def condemn(client: "redis.Redis", owner: str) -> None:
+    """
+    Have a process killed that let its claim or lease lapse: it is stopped, or stuck.
+
+    `owner`: WORKER/PID/TASK, and it is spared once it is at another task; or WORKER/PID, whatever it is at.
+    """
+    worker, _, process = owner.partition("/")
+    with client.pipeline() as pipe:
+        pipe.rpush(_condemned(worker), process)
         pipe.expire(_condemned(worker), CONDEMNED_SECONDS)
         pipe.execute()
 
@@ -131,16 +156,30 @@ def condemn(client: "redis.Redis", owner: str) -> None:
 def take_condemned(client: "redis.Redis", worker: str) -> list[int]:
     """The processes of a worker that are to be killed, by its supervisor; each is told once."""
     found = cast(list[bytes] | None, client.lpop(_condemned(worker), 100))
-    return [int(pid) for pid in found or []]
+    if not found:
+        return []
+    condemned = [process.decode().partition("/")[::2] for process in found]
+    begun = cast(list[bytes | None], client.hmget(_begun(worker), [pid for pid, _ in condemned]))
+    return [
+        int(pid)
+        for (pid, task), now in zip(condemned, begun, strict=True)
+        if not (task and now) or now.decode() == task
+    ]
 
 
-def _living(client: "redis.Redis", index: str, key: Callable[[str], str]) -> list[bytes]:
-    """What those in an index that live say of themselves; the others are taken out of it."""
+def _records(kind: type[Record], living: dict[str, bytes]) -> Iterator[Record]:
+    for name, text in living.items():
+        if found := readable(f"{kind.__name__.lower()} {name}", partial(kind.model_validate_json, text)):
+            yield found
+
+
+def _living(client: "redis.Redis", index: str, key: Callable[[str], str]) -> dict[str, bytes]:
+    """What those in an index that live say of themselves, by name; the others are taken out of it."""
     names = sorted(name.decode() for name in cast(set[bytes], client.smembers(index)))
     texts = cast(list[bytes | None], client.mget(list(map(key, names)))) if names else []
     if gone := [name for name, text in zip(names, texts, strict=True) if not text]:
         client.srem(index, *gone)
-    return [text for text in texts if text]
+    return {name: text for name, text in zip(names, texts, strict=True) if text}
 
 
 def _held(thing: str) -> str:
@@ -157,3 +196,7 @@ def _key(worker: str) -> str:
 
 def _condemned(worker: str) -> str:
     return f"sendense:condemned:{worker}"
+
+
+def _begun(worker: str) -> str:
+    return f"sendense:begun:{worker}"

@@ -13,8 +13,9 @@ FILL_POOL = "fill_pool"
 ADVANCE = "sendense.advance"
 ANSWER = "sendense.answer"
 
-Place = Literal["hub", "control"]
-"""Where a step of a user's job runs: at the hub, or by the control worker of the job's site."""
+Place = Literal["hub", "slow", "control"]
+"""Where a step of a user's job runs: at the hub; there too, apart, as it takes minutes to hours and no other step may
+wait for it; or by the control worker of the job's site."""
 
 PRIORITY_STEPS = [0, 3, 6]
 """Priorities within a queue; 0 goes first (kombu keeps a list for each in Redis, and asks them in this order)."""
@@ -24,7 +25,8 @@ SURVEY_PRIORITY, ALONE_PRIORITY, BATCH_PRIORITY = PRIORITY_STEPS
 start; and of all other batches. What has no priority, as all that goes to the hub, has the first."""
 
 HUB: Place = "hub"
-HUB_QUEUE = "hub"
+SLOW: Place = "slow"
+HUB_QUEUE, SLOW_QUEUE = "hub", "hub.slow"
 
 
 def site_queue(site: str, *, solo: bool = False) -> str:

@@ -2,6 +2,7 @@
 
 import time
 
+from sendense.beat import beating
 from sendense.errors import (
     ClaimLost,
     ConnectionsTaken,
@@ -77,7 +78,7 @@ def _survey(ledger: Ledger, handles: Handles, settings: Settings, spec: JobSpec,
     before = ledger.survey(spec.id)
     if not before:
         extents = ledger.areas(spec.id) or map_extents(source, 0, survey.size, settings.no_progress_timeout, beat)
-        ledger.write_plan(spec.id, survey, plan(extents, survey.size))
+        ledger.write_plan(spec.id, survey, plan(beating(extents, beat), survey.size), beat)
     elif before.size != survey.size:
         raise SourceChanged(spec.source_label, before.size, survey.size)
     else:

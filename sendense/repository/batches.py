@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
+from sendense.beat import Beat, beating, no_beat
 from sendense.errors import JobFailed
 from sendense.extents import Extent, pack, total, unpack
 from sendense.files import replacing, storing
@@ -85,10 +86,10 @@ def read(path: Path) -> Iterator[StoredBatch]:
         raise JobFailed(f"{path}: cannot be read: {exc.strerror or exc}", _DAMAGED) from exc
 
 
-def totals(path: Path) -> Totals:
+def totals(path: Path, beat: Beat = no_beat) -> Totals:
     """Read a whole file, and add it up. JobFailed as in `read`."""
     counted = _Counter()
-    for batch in read(path):
+    for batch in beating(read(path), beat):
         counted.add(batch)
     return counted.totals()
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
+from sendense.beat import beating
 from sendense.errors import InputError, JobFailed
 from sendense.extents import total
 from sendense.files import PART, rename, storing, sync, write_atomically
@@ -196,7 +197,7 @@ def _write_next(layout: Layout, vm: str, child: str, parent: str, key: int, beat
     ours, theirs = layout.batches(vm, child, key), layout.batches(vm, parent, key)
     found = merged(ours, theirs, layout.image(vm, parent, key), f"{parent} disk {key}", beat)
     with closing(found):
-        batches.write(_next(ours), found)
+        batches.write(_next(ours), beating(found, beat))
 
 
 def _next(path: Path) -> Path:
@@ -217,7 +218,7 @@ def _finish(repository: Repository, vm: str, id: str, beat: Beat, on_step: Step)
         for disk in heirs:
             _take_over(layout, vm, child.id, id, disk.key, beat, on_step)
         if heirs:
-            write_atomically(path, manifest_text(_adopted(layout, child, parent)))
+            write_atomically(path, manifest_text(_adopted(layout, child, parent, beat)))
             on_step(f"manifest {child.id}")
     if built := _dependents(layout, vm, id):
         names = ", ".join(sorted({child for child, _ in built}))
@@ -245,18 +246,20 @@ def _take_over(layout: Layout, vm: str, child: str, parent: str, key: int, beat:
         on_step(f"adopt {key}")
 
 
-def _adopted(layout: Layout, child: Point, parent: Point) -> Point:
+def _adopted(layout: Layout, child: Point, parent: Point, beat: Beat) -> Point:
     """The child's manifest once its images are the parent's."""
-    disks = [_adopted_disk(layout, child, parent, disk) if disk.parent == parent.id else disk for disk in child.disks]
+    disks = [
+        _adopted_disk(layout, child, parent, disk, beat) if disk.parent == parent.id else disk for disk in child.disks
+    ]
     mode = mode_of(disks)
     reason = f"took over from {parent.id}, a full" if mode == "full" and child.mode != "full" else child.reason
     # It was not verified as it is now.
     return child.model_copy(update={"disks": disks, "mode": mode, "reason": reason, "verified": None})
 
 
-def _adopted_disk(layout: Layout, child: Point, parent: Point, disk: PointDisk) -> PointDisk:
+def _adopted_disk(layout: Layout, child: Point, parent: Point, disk: PointDisk, beat: Beat) -> PointDisk:
     before = parent.disk(disk.key)
-    stored = batches.totals(layout.batches(child.vm.uuid, child.id, disk.key))
+    stored = batches.totals(layout.batches(child.vm.uuid, child.id, disk.key), beat)
     reason = f"took over from {parent.id}, a full" if before.mode == "full" else disk.reason
     took = {"mode": before.mode, "parent": before.parent, "reason": reason}
     return disk.model_copy(update={**took, "data": stored.data, "changed": stored.changed, "digest": stored.digest})

@@ -163,7 +163,7 @@ class Draft:
         )
         if disk.parent and not self.layout.image(self.vm, disk.parent, disk.key).exists():
             raise JobFailed(f"{image}: its parent {disk.parent} was deleted meanwhile", "Start the backup again.")
-        found = batches.totals(file)
+        found = batches.totals(file, beat)
         if (found.data, found.changed, found.digest) != (disk.data, disk.changed, disk.digest):
             raise JobFailed(f"{file}: is not what the point says of disk {disk.key}", "Resume the job.")
         images.repair_leaks(image, beat)

@@ -15,7 +15,7 @@ from pathlib import Path
 from sendense.extents import Extent
 from sendense.jobs.ledger import Ledger, connect
 from sendense.jobs.plan import plan
-from sendense.models import Survey
+from sendense.models import JobSpec, Survey
 from sendense.units import KiB
 from tests.servers import short_folder
 
@@ -65,6 +65,7 @@ def _store(socket: Path, count: int, size: int) -> float:
         time.sleep(0.01)
     ledger = Ledger(connect(f"unix://{socket}"))
     survey = Survey(size=size, multi_conn=True, allocation=True, flush=True)
+    ledger.prepare(JobSpec(id="bench", kind="copy", name="disk", source="nbd://s/", target="nbd://t/"))
     started = time.perf_counter()
     ledger.write_plan("bench", survey, plan(scattered(count), size))
     return time.perf_counter() - started

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sendense.beat import BEAT_ITEMS
 from sendense.errors import JobFailed
 from sendense.extents import Extent
 from sendense.repository.batches import StoredBatch, Totals, read, stored_batch, totals, write
@@ -29,6 +30,14 @@ def test_round_trip(tmp_path: Path) -> None:
     assert found == totals(path)
     assert found[:3] == (2, 65536, 2 * 65536 + 2**30)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_many_batches_beat(tmp_path: Path) -> None:
+    """Whoever adds up a large file shows life all along, and can be ended."""
+    path, beats = tmp_path / "disk-2000.batches", list[None]()
+    found = write(path, BATCHES * 500)
+    assert totals(path, lambda: beats.append(None)) == found
+    assert len(beats) == -(-1000 // BEAT_ITEMS)
 
 
 def test_no_batches(tmp_path: Path) -> None:

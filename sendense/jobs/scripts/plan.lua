@@ -1,9 +1,10 @@
 -- ARGV: act, planner, then by act:
---   'anew':  nothing. Empties the plan of a job that is being prepared, for this planner to write.
+--   'anew':  nothing. Empties the plan of a job that is still being prepared, for this planner alone to write.
 --   'amend': nothing. From here on this planner alone changes the plan; whoever did so before has lost it.
 --   'enter': batch, packed extents, batch, ... These batches are so, and to do, also those that are done.
 --   'close': field, value, ... What the job's record says of the whole plan.
--- Returns 1, or 0 when the plan is not the planner's: another one has it, or a run of the job has begun.
+-- Returns 1, or 0 when the plan is not the planner's: another one has it, a run of the job has begun,
+-- or the job was stopped or entered again.
 local act, planner = ARGV[1], ARGV[2]
 if act == 'anew' or act == 'amend' then
   if act == 'anew' then
