@@ -2,8 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from sendense.errors import ConnectionsTaken, InputError
@@ -59,11 +59,13 @@ class Disks:
     One process's open disks, by job.
 
     All is called while the process holds its handles, but for `keep` and `end_overdue`, which a thread calls all the
-    time. `watch` are that thread's slots, over a client that does not try again.
+    time, and for `close` of a job that no task uses, under the lock `closing`. `watch` are that thread's slots, over a
+    client that does not try again.
     """
 
-    def __init__(self, slots: Slots, watch: Slots, settings: Settings, process: str) -> None:
+    def __init__(self, slots: Slots, watch: Slots, settings: Settings, process: str, closing: threading.Lock) -> None:
         self._slots, self._watch, self._settings, self._process = slots, watch, settings, process
+        self._closing = closing
         self._held: dict[str, _Held] = {}
         self._lock = threading.Lock()
         """A slot is not kept while it is given back: that would take it again."""
@@ -95,8 +97,8 @@ class Disks:
             raise
         return held.disk.connection
 
-    def close(self, job: str) -> None:
-        """Hang up, end nbdkit, and only then give the slot back."""
+    def close(self, job: str, *, watch: bool = False) -> None:
+        """Hang up, end nbdkit, and only then give the slot back; `watch` for the thread, which has others to keep."""
         held = self._held.get(job)
         if not held:
             return
@@ -104,7 +106,7 @@ class Disks:
             held.disk.close()
         with self._lock, suppress(*LedgerUnavailable):  # then it lapses
             del self._held[job]
-            self._slots.give_back(held.slot)
+            (self._watch if watch else self._slots).give_back(held.slot)
 
     def words(self, job: str) -> str:
         """What the job's nbdkit said last."""
@@ -151,14 +153,26 @@ class Disks:
                 self._slots.take(slot)
                 return began
             except ConnectionsTaken as exc:
-                idle = (job for job, held in self._held.items() if _counts(held.slot, exc))
+                idle = (job for job, held in list(self._held.items()) if _counts(held.slot, exc))
                 if job := next(idle, None):
-                    self.close(job)
+                    with locked(self._closing, beat):
+                        self.close(job)
                 elif began > deadline:
                     raise
                 else:
                     beat()
                     time.sleep(LOOK_SECONDS)
+
+
+@contextmanager
+def locked(lock: threading.Lock, beat: Beat) -> Iterator[None]:
+    """Have a lock that others have for seconds at most."""
+    while not lock.acquire(timeout=LOOK_SECONDS):
+        beat()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _counts(slot: Slot, taken: ConnectionsTaken) -> bool:

@@ -5,7 +5,7 @@ import os
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from sendense.jobs import broker, driver, queues
+from sendense.jobs import broker, driver, presence, queues
 from sendense.jobs.batch import run_batch
 from sendense.jobs.ledger import Ledger
 from sendense.jobs.ledger import connect as connect_redis
@@ -51,7 +51,7 @@ def _context() -> "Context":
 def survey(self: Any, job: str) -> None:
     """Look at a job's endpoints and plan it."""
     with _handles().busy:
-        is_due_again = run_survey(_ledger(), _handles(), _settings(), job, _me(self))
+        is_due_again = run_survey(_ledger(), _handles(), _settings(), job, _begin(self))
         _handles().tidy()
     spec = _ledger().spec(job)
     if is_due_again and spec:
@@ -64,7 +64,7 @@ def survey(self: Any, job: str) -> None:
 def copy_extents(self: Any, job: str, batch: int, epoch: int) -> str:
     """Copy one batch."""
     with _handles().busy:
-        outcome = run_batch(_ledger(), _handles(), _settings(), job, batch, epoch, _me(self))
+        outcome = run_batch(_ledger(), _handles(), _settings(), job, batch, epoch, _begin(self))
         _handles().tidy()
     return outcome
 
@@ -86,7 +86,7 @@ def advance(self: Any, job: str, place: queues.Place) -> None:
     """Run the steps of a user's job that belong to this place, as far as they go."""
     from sendense.coordinator.run import advance
 
-    advance(_context(), job, place, _me(self))
+    advance(_context(), job, place, _begin(self))
 
 
 @app.task(name=queues.ANSWER, time_limit=STEP_SECONDS)
@@ -115,5 +115,8 @@ def _tell_coordinator(spec: JobSpec | None) -> None:
         broker.send_advance(app, spec.part_of, spec.name, queues.HUB, queues.HUB_QUEUE)
 
 
-def _me(task: Any) -> str:
-    return f"{WORKER}/{os.getpid()}/{task.request.id}"
+def _begin(task: Any) -> str:
+    """A name of this process and this call that no other has; it is what the process is at from now on."""
+    me = f"{WORKER}/{os.getpid()}/{task.request.id}"
+    presence.begin(_ledger().client, me)
+    return me

@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from blake3 import blake3
 
+from sendense.beat import Beat
 from sendense.coordinator.context import Answer, Context, Done, Failed, Run, Waiting
 from sendense.errors import Different, InputError, JobFailed
 from sendense.jobs import broker, driver, presence
@@ -12,6 +14,7 @@ from sendense.jobs.driver import SURVEY_SILENCE_SECONDS
 from sendense.jobs.ledger import Ledger, Record
 from sendense.jobs.plan import batch_of
 from sendense.jobs.queues import site_queue
+from sendense.jobs.reading import readable
 from sendense.models import Difference, DiskSource, Failure, JobSpec, VmRef, verification_id
 from sendense.requests import DiskWork, JobView, Work
 
@@ -34,11 +37,11 @@ def verify(specify: Specify, context: Context, run: Run) -> Answer:
     for disk in run.work.disks:
         spec = specify(disk).verification()
         if context.ledger.survey(spec.id) is None:
-            _plan_verification(context.ledger, disk.copy_id, spec)
+            _plan_verification(context.ledger, disk.copy_id, spec, run.beat)
     answer = _all(context, run, lambda disk: specify(disk).verification())
     if not isinstance(answer, Done):
         return answer
-    disks = [_compare(context.ledger, disk) for disk in answer.work.disks]
+    disks = [_compare(context.ledger, disk, run.beat) for disk in answer.work.disks]
     return judge(answer.work.model_copy(update={"disks": disks}))
 
 
@@ -73,10 +76,13 @@ def close(context: Context, run: Run) -> Answer:
     while any(_holders(context.ledger, name) for name in ids) and time.monotonic() < deadline:
         run.beat()
         time.sleep(0.1)
-    for name in ids:
-        for holder in _holders(context.ledger, name):
-            context.jobs.event(run.view.id, f"{holder} does not let its disk go: it is killed")
-            presence.condemn(context.ledger.client, holder)
+    late = {holder for name in ids for holder in _holders(context.ledger, name)}
+    others = _at_other_jobs(context, run) if late else set()
+    for holder in late - others:
+        context.jobs.event(run.view.id, f"{holder} does not let its disk go: it is killed")
+        presence.condemn(context.ledger.client, holder)
+    if busy := sorted(late & others):
+        return Waiting(run.work, f"{busy[0]}, which is at work on another job, has a disk of this one open")
     if run.view.outcome == "succeeded":
         for name in ids:
             context.ledger.delete(name)
@@ -90,7 +96,7 @@ def reopen(context: Context, run: Run) -> Work:
         run.beat()
         if disk.copy_id:
             wrong = {found.offset for found in disk.differences}
-            records = ledger.records(disk.copy_id) if wrong else []
+            records = ledger.records(disk.copy_id, run.beat) if wrong else []
             ledger.reopen(disk.copy_id, (each for each in records if each.extents[0].offset in wrong))
             ledger.delete(verification_id(disk.copy_id))
             if run.view.request.kind == "verify":
@@ -115,9 +121,24 @@ def copies_of(view: JobView) -> list[str]:
 
 def _holders(ledger: Ledger, copy: str) -> set[str]:
     """The processes, WORKER/PID, that have connections open for a copy, or are at work on it."""
+    return {*_at_work(ledger, copy), *ledger.holders(copy)}
+
+
+def _at_work(ledger: Ledger, copy: str) -> set[str]:
+    """The processes, WORKER/PID, that have batches of a copy under way."""
     progress = ledger.progress(copy)
-    active = [activity.worker.rpartition("/")[0] for activity in progress.active] if progress else []
-    return {*active, *ledger.holders(copy)}
+    return {activity.worker.rpartition("/")[0] for activity in progress.active} if progress else set()
+
+
+def _at_other_jobs(context: Context, run: Run) -> set[str]:
+    """The processes that have batches under way of other jobs than this one."""
+    found: set[str] = set()
+    for job in context.jobs.active():
+        run.beat()
+        if job != run.view.id and (view := readable(f"job {job}", partial(context.jobs.get, job))):
+            for name in copies_of(view):
+                found |= _at_work(context.ledger, name)
+    return found
 
 
 def has_stored(ledger: Ledger, disk: DiskWork) -> bool:
@@ -150,9 +171,9 @@ def vm_disk_spec(view: JobView, disk: DiskWork, vm: VmRef) -> JobSpec:
     )
 
 
-def records_of(context: Context, disk: DiskWork) -> list[Record]:
+def records_of(context: Context, disk: DiskWork, beat: Beat) -> list[Record]:
     """What is stored of a disk, in disk order; JobFailed when that is not all that was planned."""
-    records, progress = context.ledger.records(disk.copy_id), context.ledger.progress(disk.copy_id)
+    records, progress = context.ledger.records(disk.copy_id, beat), context.ledger.progress(disk.copy_id)
     planned = progress.batches if progress else 0
     if len(records) != planned:
         raise JobFailed(
@@ -165,7 +186,7 @@ def _all(context: Context, run: Run, specify: Specify) -> Answer:
     disks, reasons, complete = [], [], True
     for disk in run.work.disks:
         run.beat()
-        found, done, reason = _Copying(context, run.view, disk, specify(disk)).go_on()
+        found, done, reason = _Copying(context, run, disk, specify(disk)).go_on()
         disks.append(found)
         complete = complete and done
         reasons += [reason] if reason else []
@@ -176,8 +197,8 @@ def _all(context: Context, run: Run, specify: Specify) -> Answer:
 class _Copying:
     """One look at the copying of one disk, and whatever it needs to go on."""
 
-    def __init__(self, context: Context, view: JobView, disk: DiskWork, spec: JobSpec) -> None:
-        self._context, self._ledger, self._view = context, context.ledger, view
+    def __init__(self, context: Context, run: Run, disk: DiskWork, spec: JobSpec) -> None:
+        self._context, self._ledger, self._view, self._beat = context, context.ledger, run.view, run.beat
         self._disk, self._spec = disk, spec
 
     def go_on(self) -> tuple[DiskWork, bool, str]:
@@ -282,7 +303,7 @@ class _Copying:
     def _result(self) -> DiskWork:
         if self._spec.of or self._disk.progress:  # a disk that is complete waits for the others
             return self._disk
-        records = self._ledger.records(self._spec.id)
+        records = self._ledger.records(self._spec.id, self._beat)
         self._update(
             progress=self._ledger.progress(self._spec.id),
             seconds=round(self._ledger.seconds(self._spec.id), 3),
@@ -294,17 +315,18 @@ class _Copying:
         self._disk = self._disk.model_copy(update=fields)
 
 
-def _plan_verification(ledger: Ledger, copied: str, spec: JobSpec) -> None:
+def _plan_verification(ledger: Ledger, copied: str, spec: JobSpec, beat: Beat) -> None:
     survey = ledger.survey(copied)
     assert survey
+    records = ledger.records(copied, beat)
     ledger.prepare(spec)
-    ledger.write_plan(spec.id, survey, (batch_of(record.extents) for record in ledger.records(copied)))
+    ledger.write_plan(spec.id, survey, (batch_of(record.extents) for record in records), beat)
 
 
-def _compare(ledger: Ledger, disk: DiskWork) -> DiskWork:
+def _compare(ledger: Ledger, disk: DiskWork, beat: Beat) -> DiskWork:
     """The disk with what was found wrong."""
-    found = {record.batch: record.digest for record in ledger.records(verification_id(disk.copy_id))}
-    records = ledger.records(disk.copy_id)
+    found = {record.batch: record.digest for record in ledger.records(verification_id(disk.copy_id), beat)}
+    records = ledger.records(disk.copy_id, beat)
     wrong = [record for number, record in enumerate(records) if found.get(number) != record.digest]
     differences = [difference_of(record.extents[0].offset, record.extents[-1].end) for record in wrong]
     return disk.model_copy(update={"verified": not wrong, "differences": differences})

@@ -8,6 +8,7 @@ What can go wrong, and what is done about it:
 - A write, zero or flush errors, or a connection breaks: the batch is given up, nothing of it counts as stored.
 - A server completes nothing for the no-progress deadline: ReadStalled or WriteStalled names it. Elapsed time alone
   never fails a batch.
+- The claim is lost: nothing more is sent to the target from that moment on, as another process may write there.
 - Only `run`'s return says that data is stored: every write completed and a flush after them completed, on a handle
   that was open since before the first write.
 """
@@ -27,7 +28,7 @@ from functools import lru_cache
 import nbd
 from blake3 import blake3
 
-from sendense.errors import ConnectionLost, ReadStalled, SendenseError, TargetFull, WriteFailed, WriteStalled
+from sendense.errors import ClaimLost, ConnectionLost, ReadStalled, SendenseError, TargetFull, WriteFailed, WriteStalled
 from sendense.extents import Extent, split
 from sendense.nbd.connect import POLL_MS, Connection
 from sendense.units import KiB, MiB
@@ -158,6 +159,7 @@ class Transfer:
         for side in sides:
             poll.register(side.fd, 0)
         try:
+            self._beat(0)
             while self._issue(data, zeroes):
                 for side in sides:
                     poll.modify(side.fd, side.events())
@@ -165,6 +167,12 @@ class Transfer:
             self._flush(poll)
         except nbd.Error as exc:
             raise self._broken(exc) from exc
+        except ClaimLost:
+            if self._target:
+                sides.remove(self._target)
+                self._target.connection.broken = True  # so that not even a goodbye is sent after what is queued
+                self._target.connection.close()
+            raise
         finally:
             if any(side.pending for side in sides):
                 self._leave(sides)
@@ -203,6 +211,7 @@ class Transfer:
         return max(1, min(POLL_MS, int((self._again[0][0] - time.monotonic()) * 1000) + 1))
 
     def _drive(self, ready: list[tuple[int, int]], sides: list[_Side]) -> None:
+        self._beat(self._out.copied)  # before anything is sent: the wait may have been longer than the claim lasts
         for fd, revents in ready:
             for side in sides:
                 if side.fd == fd:
@@ -212,7 +221,6 @@ class Transfer:
         if self._target:
             for piece, error in self._target.reap():
                 self._write_done(piece, error)
-        self._beat(self._out.copied)
         now = time.monotonic()
         for side in sides:
             if side.pending and now - side.since > self._limits.no_progress:
@@ -330,7 +338,9 @@ class Transfer:
         poll.modify(self._source.fd, 0)
         while target.pending:
             poll.modify(target.fd, target.events())
-            for fd, revents in poll.poll(POLL_MS):
+            ready = poll.poll(POLL_MS)
+            self._beat(self._out.copied)
+            for fd, revents in ready:
                 if fd == target.fd:
                     target.notify(revents)
                 else:
@@ -338,7 +348,6 @@ class Transfer:
             for _, error in target.reap():
                 if error:
                     raise self._write_error(piece.extent, error)
-            self._beat(self._out.copied)
             waited = time.monotonic() - target.since
             if target.pending and waited > FLUSH_PATIENCE * self._limits.no_progress:
                 raise self._stalled(target, waited)

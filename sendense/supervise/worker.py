@@ -3,10 +3,12 @@
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from sendense.jobs import presence
+from sendense.jobs.ledger import LedgerUnavailable
 from sendense.supervise.child import Child
 from sendense.supervise.service import Budget, Note, Service
 
@@ -40,7 +42,9 @@ class Worker(Service):
         """When it was asked to end; 0 while it is to work."""
 
     def prepare(self) -> None:
-        """Its size may have changed since the last start."""
+        """Its size may have changed since the last start, and nothing that was said of its former processes counts."""
+        with suppress(*LedgerUnavailable):  # then it is forgotten soon
+            presence.pardon(self._client, self.name)
         self.child.argv = [sys.executable, "-m", "workers", self.name, str(self.processes), self._queues]
         self._began, self.ends_since = time.monotonic(), 0.0
 

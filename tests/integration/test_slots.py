@@ -215,6 +215,24 @@ def test_a_busy_process_makes_way_after_its_turn(fleet: Fleet, monkeypatch: pyte
             two.source(second, no_beat)
 
 
+def test_an_ended_job_is_let_go_under_a_task(fleet: Fleet) -> None:
+    """A process that is at a long batch of another job closes the ended one's disk meanwhile, and not its own."""
+    settings, ledger = fleet.configure(), fleet.hub.ledger
+    first, second = (fleet.job(name, 1).spec for name in ("a", "b"))
+    with handles(fleet, settings, "n1") as one:
+        with one.busy:
+            one.source(first, no_beat)
+            connection = one.source(second, no_beat)
+            assert len(nbdkits()) == 2
+            ledger.close("b")
+            ledger.close("a")
+            wait_for("the end of the first", lambda: not ledger.holders("a"))
+            assert len(nbdkits()) == 1
+            assert one.source(second, no_beat) is connection
+        wait_for("the end of the second", lambda: not ledger.holders("b"))
+        assert not nbdkits()
+
+
 def test_a_lost_slot_ends_the_disk(fleet: Fleet) -> None:
     """A process that was stopped for so long that its slot is another's loses its disk, also amid a batch."""
     settings = fleet.configure(connections=1)
