@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import secrets
 import stat
 import tempfile
 import time
@@ -46,6 +47,17 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Make or replace a file: after any crash it is there as before, or with all of `content`."""
     with replacing(path) as part:
         part.write_bytes(content)
+
+
+def identify(folder: Path) -> str:
+    """What tells a service with this folder from one elsewhere; stays over restarts. InputError where it cannot."""
+    file = folder / "identity"
+    try:
+        if not file.exists():
+            write_atomically(file, secrets.token_hex(16).encode())
+        return file.read_text()
+    except OSError as exc:
+        raise InputError(f"{file}: {exc.strerror}", "Set state_dir to a folder that may be written.") from exc
 
 
 @contextmanager

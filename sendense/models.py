@@ -17,11 +17,13 @@ HUB_EXPORT = "hub:"
 """What the name of an export of the hub begins with, where a job names it as an endpoint (`sendense.exports`)."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Record(BaseModel):
+    """Something in Redis: a newer version may have written it, with fields that this one passes over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class VmRef(_Frozen):
+class VmRef(Record):
     """A VM as a site names it: `uuid` (vCenter's instance UUID) is its identity, `moref` how vCenter is spoken to."""
 
     site: str
@@ -30,7 +32,7 @@ class VmRef(_Frozen):
     name: str
 
 
-class VmDisk(_Frozen):
+class VmDisk(Record):
     """A disk of a VM as its configuration has it. Size in bytes."""
 
     key: int
@@ -43,7 +45,7 @@ class VmDisk(_Frozen):
     """Why it cannot be backed up (independent, physical RDM, …); empty when it can."""
 
 
-class VmInfo(_Frozen):
+class VmInfo(Record):
     """A VM as `sendense vms show` has it."""
 
     ref: VmRef
@@ -62,7 +64,7 @@ class VmInfo(_Frozen):
     """Bytes that each disk takes on its datastore, by key, where the site says so."""
 
 
-class SnapshotDisk(_Frozen):
+class SnapshotDisk(Record):
     """A disk as a snapshot froze it: `change_id` says up to where its changes are known, empty without tracking."""
 
     key: int
@@ -71,7 +73,7 @@ class SnapshotDisk(_Frozen):
     change_id: str
 
 
-class DiskSource(_Frozen):
+class DiskSource(Record):
     """What a node needs to open a VM's disk at a snapshot; the site's settings on that node have the rest."""
 
     site: str
@@ -94,7 +96,7 @@ def verification_id(job: str) -> str:
     return f"{job}-verify"
 
 
-class JobSpec(_Frozen):
+class JobSpec(Record):
     """What a job was asked to do. Stored as it was submitted; `target` follows once its server is up."""
 
     id: str
@@ -129,7 +131,7 @@ class JobSpec(_Frozen):
         return str(self.disk) if self.disk else self.source
 
 
-class Survey(_Frozen):
+class Survey(Record):
     """What was found out about a job's endpoints. Sizes in bytes."""
 
     size: int
@@ -141,7 +143,7 @@ class Survey(_Frozen):
     """The target can be told to make its writes durable."""
 
 
-class Failure(_Frozen):
+class Failure(Record):
     """One failed attempt, as it is kept in the ledger."""
 
     batch: int | None = None
@@ -160,14 +162,14 @@ class Failure(_Frozen):
     worker: str = ""
 
 
-class Tunnel(_Frozen):
+class Tunnel(Record):
     """How a node reaches the hub's exports. `verdict`: the doctor's word, `ok` when all is well."""
 
     verdict: str
     detail: str = ""
 
 
-class Node(_Frozen):
+class Node(Record):
     """A node as it announces itself."""
 
     name: str
@@ -192,7 +194,7 @@ class Node(_Frozen):
     tunnel: Tunnel
 
 
-class Activity(_Frozen):
+class Activity(Record):
     """A batch under way: who copies it and how far it is, in bytes."""
 
     batch: int
@@ -200,7 +202,7 @@ class Activity(_Frozen):
     done: int
 
 
-class Progress(_Frozen):
+class Progress(Record):
     """A job's counters at one moment. Bytes; `copied` counts what this run moved, twice-moved bytes included."""
 
     state: JobState
@@ -222,14 +224,14 @@ class Progress(_Frozen):
     """`copied`, by the names of the workers that moved it."""
 
 
-class Difference(_Frozen):
+class Difference(Record):
     """A range of the disk whose stored content is not what was copied."""
 
     offset: int
     length: int
 
 
-class CopySummary(_Frozen):
+class CopySummary(Record):
     """What `sendense copy --json` prints."""
 
     job: str

@@ -3,9 +3,9 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from sendense.models import Difference, Failure, Progress, VmInfo, VmRef
+from sendense.models import Difference, Failure, Progress, Record, VmInfo, VmRef
 
 BackupMode = Literal["auto", "full", "incremental"]
 DiskMode = Literal["full", "incremental"]
@@ -13,11 +13,7 @@ DiskMode = Literal["full", "incremental"]
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled", "different"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BackupRequest(_Frozen):
+class BackupRequest(Record):
     """A restore point of a VM. `disks` are device keys; empty for all that can be backed up."""
 
     kind: Literal["backup"] = "backup"
@@ -28,7 +24,7 @@ class BackupRequest(_Frozen):
     verify: bool = False
 
 
-class RestoreRequest(_Frozen):
+class RestoreRequest(Record):
     """Disks of a restore point, each onto a target of its own: an NBD URI, or the absolute path of a new image."""
 
     kind: Literal["restore"] = "restore"
@@ -39,7 +35,7 @@ class RestoreRequest(_Frozen):
     force: bool = False
 
 
-class VerifyRequest(_Frozen):
+class VerifyRequest(Record):
     """Stored images of a restore point, and of those that it builds on, read back and compared with their digests."""
 
     kind: Literal["verify"] = "verify"
@@ -49,7 +45,7 @@ class VerifyRequest(_Frozen):
     """Only the point's own images: those below them are verified as well, by jobs of their own."""
 
 
-class MigrateRequest(_Frozen):
+class MigrateRequest(Record):
     """Disks of a VM, each onto a target of its own, without a repository; again and again, then once for good."""
 
     kind: Literal["migrate"] = "migrate"
@@ -63,7 +59,7 @@ class MigrateRequest(_Frozen):
     verify: bool = False
 
 
-class DeleteRequest(_Frozen):
+class DeleteRequest(Record):
     """Restore points of one VM to delete, in this order; merge: a child takes over what it needs."""
 
     kind: Literal["delete"] = "delete"
@@ -77,7 +73,7 @@ JobRequest = Annotated[
 ]
 
 
-class DiskWork(_Frozen):
+class DiskWork(Record):
     """One disk of a job, as far as it is known. Sizes in bytes."""
 
     key: int
@@ -126,7 +122,7 @@ class DiskWork(_Frozen):
     differences: list[Difference] = Field(default_factory=list)
 
 
-class Work(_Frozen):
+class Work(Record):
     """What a job found out and did so far: everything that a step needs to be run again after a crash."""
 
     disks: list[DiskWork] = Field(default_factory=list)
@@ -147,7 +143,7 @@ class Work(_Frozen):
     """The ledger is still as the job's earlier run left it."""
 
 
-class JobView(_Frozen):
+class JobView(Record):
     """A job as its record has it at one moment."""
 
     id: str
@@ -171,7 +167,7 @@ class JobView(_Frozen):
     work: Work
 
 
-class Event(_Frozen):
+class Event(Record):
     """A line of a job's history."""
 
     id: str

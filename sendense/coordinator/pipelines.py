@@ -44,12 +44,12 @@ _PIPELINES: dict[str, tuple[Step, ...]] = {
     ),
     "verify": (
         Step("choose", "hub", verification.choose),
-        Step("prepare", "hub", verification.prepare),
+        Step("prepare", "slow", verification.prepare),
         Step("read", "hub", verification.read),
         Step("compare", "hub", verification.compare),
         _CLOSE,
     ),
-    "delete": (Step("delete", "hub", removal.delete), _CLOSE),
+    "delete": (Step("delete", "slow", removal.delete), _CLOSE),
 }
 
 

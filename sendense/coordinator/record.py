@@ -266,7 +266,8 @@ class Lease:
         try:
             answer = self._jobs.renew(self.job, self.owner, self._seconds)
         except LedgerUnavailable:
-            answer = int(began - self._renewed < self._seconds)  # whether it still stands is unknown
+            # Whether it still stands is unknown: go on only while it must.
+            answer = int(time.monotonic() - self._renewed < self._seconds)
         else:
             self._renewed = began
         if not answer:

@@ -14,7 +14,7 @@ from sendense.coordinator.record import Lease, Value
 from sendense.errors import Cancelled, ClaimLost, Different, InputError, InternalError, SendenseError, StepLost
 from sendense.jobs import broker, presence
 from sendense.jobs.batch import failure_of
-from sendense.jobs.queues import HUB_QUEUE, Place, control_queue
+from sendense.jobs.queues import HUB_QUEUE, SLOW_QUEUE, Place, control_queue
 from sendense.requests import BackupRequest, JobView, MigrateRequest
 from sendense.retry import MAX_ATTEMPTS, delay_before_next
 
@@ -26,6 +26,11 @@ CLEANING_ATTEMPTS = 5
 
 PAUSED = "paused by a user"
 
+REMIND_SECONDS = 30
+"""Between two messages about a job whose queue is not read for now: one is enough, unless it was lost."""
+
+_UNREAD, _BUSY = "no worker reads the queue {}", "all processes of the queue {} are busy"
+
 
 def send(app: broker.App, view: JobView) -> None:
     """Have the job's next step run where it belongs."""
@@ -35,19 +40,32 @@ def send(app: broker.App, view: JobView) -> None:
 
 def remind(context: Context, view: JobView) -> None:
     """The same at each tick, while nobody is at it; where nobody is there to take the message, the job says so."""
-    place = _step(view).place
+    place, client = place_of(view), context.ledger.client
+    if not place:
+        context.jobs.note_waiting(view.id, f"this hub's version has no step {view.step}")
+        return
     queue = _queue(view, place)
-    if presence.processes(context.ledger.client, queue):
+    readers = [worker for worker in presence.present(client) if queue in worker.queues]
+    if sum(worker.active for worker in readers) < sum(worker.processes for worker in readers):
         send(context.app, view)
-    else:
-        context.jobs.note_waiting(view.id, f"no worker reads the queue {queue}")
+        return
+    if not view.paused:
+        context.jobs.note_waiting(view.id, (_BUSY if readers else _UNREAD).format(queue))
+    if readers and client.set(_reminded(view.id, place), 1, nx=True, ex=REMIND_SECONDS):
+        send(context.app, view)
+
+
+def place_of(view: JobView) -> Place | None:
+    """Where the job's step runs; None for a step of another version."""
+    return next((step.place for step in pipeline(view.request) if step.name == view.step), None)
 
 
 def advance(context: Context, job: str, place: Place, owner: str) -> None:
     """Run the job's steps that belong to this place, as far as they go now."""
     seconds, renew = context.settings.claim_seconds, context.settings.renew_seconds
+    context.ledger.client.delete(_reminded(job, place))
     view = context.jobs.get(job)
-    if not view or _step(view).place != place:
+    if not view or place_of(view) != place:
         return
     lease, lapsed = context.jobs.lease(job, owner, seconds, renew)
     if lapsed:
@@ -79,6 +97,8 @@ def _run_step(context: Context, view: JobView, lease: Lease) -> bool:
     lease.heeds_cancel = not (step.cleaning or step.final)
     if view.state == "queued":
         lease.write({"state": "running", "started": jobs.now()})
+    if view.waiting in {text.format(_queue(view, step.place)) for text in (_UNREAD, _BUSY)}:
+        lease.write({"waiting": ""})
     try:
         if view.cancelled and lease.heeds_cancel:
             raise Cancelled(view.id)
@@ -163,5 +183,11 @@ def _step(view: JobView) -> Step:
 def _queue(view: JobView, place: Place) -> str:
     if place == "hub":
         return HUB_QUEUE
+    if place == "slow":
+        return SLOW_QUEUE
     assert isinstance(view.request, BackupRequest | MigrateRequest)
     return control_queue(view.request.vm.site)
+
+
+def _reminded(job: str, place: Place) -> str:
+    return f"sendense:reminded:{job}:{place}"

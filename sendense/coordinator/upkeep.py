@@ -1,18 +1,25 @@
 """What whoever supervises workers does for the jobs that those work on."""
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from sendense.coordinator.copying import copies_of
 from sendense.coordinator.record import Jobs
 from sendense.jobs.ledger import Ledger
+from sendense.jobs.reading import readable
 from sendense.models import HUB_SITE
 from sendense.nbd.uri import is_uri
 from sendense.requests import JobView, MigrateRequest, RestoreRequest
 
 
 def active(jobs: Jobs) -> Iterator[JobView]:
-    """The jobs that have not ended."""
-    return (view for job in jobs.active() if (view := jobs.get(job)))
+    """The jobs that have not ended, but for those that only another version can read."""
+    return (view for job in jobs.active() if (view := find(jobs, job)))
+
+
+def find(jobs: Jobs, job: str) -> JobView | None:
+    """A job; None when there is none of this id, or its record cannot be read here."""
+    return readable(f"job {job}", partial(jobs.get, job))
 
 
 def solo_site(view: JobView) -> str:

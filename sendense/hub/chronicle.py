@@ -2,6 +2,7 @@
 
 import time
 
+from sendense.coordinator import upkeep
 from sendense.coordinator.context import Context
 from sendense.jobs import presence
 from sendense.requests import JobView
@@ -35,10 +36,10 @@ class Chronicle:
         first = self._known is None
         new = active if self._known is None else ids - self._known
         for job in sorted(new | (active - self._active)):
-            if view := self._jobs.get(job):
+            if view := upkeep.find(self._jobs, job):
                 self._tell(view, "goes on" if first else "begins", "job_begins")
         for job in sorted((self._active | new) - active):
-            if view := self._jobs.get(job):
+            if view := upkeep.find(self._jobs, job):
                 why = f": {view.error.message}" if view.error else ""
                 self._tell(view, f"{view.state}{why}", "job_ends", "info" if view.state == "succeeded" else "warning")
         self._known, self._active = ids, active

@@ -9,10 +9,12 @@ from pathlib import Path
 from sendense.coordinator import run, upkeep
 from sendense.coordinator.context import Context
 from sendense.coordinator.record import Jobs
+from sendense.errors import Conflict
+from sendense.files import identify
 from sendense.hub.served import Served
 from sendense.jobs import broker, presence
 from sendense.jobs.ledger import Ledger
-from sendense.jobs.queues import HUB_QUEUE, control_queue, site_queue
+from sendense.jobs.queues import HUB_QUEUE, SLOW, SLOW_QUEUE, control_queue, site_queue
 from sendense.models import HUB_SITE
 from sendense.settings import Settings
 from sendense.supervise.redis import PrivateRedis
@@ -24,6 +26,12 @@ from sendense.units import MiB
 
 COORDINATORS = 4
 """Processes of the hub's worker, and of the control worker: they mostly wait, some of them for hours."""
+
+SLOW_COORDINATORS = 2
+"""Processes for steps that take long: each keeps a disk of the repository busy."""
+
+HOLD_SECONDS = 2.0
+"""Between two looks whether the Redis that others run is still this hub's alone: five until another may have it."""
 
 END_SECONDS = 3.0
 """For Redis to write what it has."""
@@ -57,8 +65,9 @@ class Host:
         self.context = Context(settings, Ledger(client), Jobs(client), broker.make_app(self._redis.url))
         """For whoever watches the jobs: its calls give up soon."""
         self._served = Served(self.context, note)
+        self._identity = "" if self._own else identify(folder)
         self._complete = False
-        self._ticked = 0.0
+        self._ticked = self._held = 0.0
 
     @property
     def redis_url(self) -> str:
@@ -68,10 +77,10 @@ class Host:
     @property
     def logs(self) -> dict[str, Path]:
         """The parts' logs, by their names; those that are started when they are needed included."""
-        solos = {f"solo-{site}": self._settings.hub_dir / f"solo-{site}.log" for site in self._sites}
+        later = {role: self._log(role) for role in ("slow", *(f"solo-{site}" for site in self._sites))}
         own = {"redis": self._own.child.log} if self._own else {}
         workers = {role: worker.child.log for role, worker in self._workers.items()}
-        return {**own, "exports": self._storage.child.log, **workers, **solos}
+        return {**own, "exports": self._storage.child.log, **workers, **later}
 
     def start_redis(self) -> None:
         """Start what it takes to look at the jobs."""
@@ -82,6 +91,17 @@ class Host:
         if self._own:
             self._own.start()
             self._own.wait()
+
+    def hold(self) -> bool:
+        """Have Redis for this hub alone; False while another one has it. LedgerUnavailable when it does not answer."""
+        self._held = time.monotonic()
+        return bool(self._own) or presence.hold(self._redis.client, "hub", self._identity)
+
+    def taken(self) -> Conflict:
+        """What to say when another hub has this one's Redis."""
+        return Conflict(
+            f"another hub uses the Redis at {self._redis.url}", "End that one, or give this one a Redis of its own."
+        )
 
     def start_all(self) -> None:
         """Start the rest, once."""
@@ -96,12 +116,18 @@ class Host:
         self._storage.wait()
 
     def supervise(self) -> None:
-        """Start again whatever ended or stopped, kill what was condemned, and have the jobs' steps run."""
+        """
+        Start again whatever ended or stopped, kill what was condemned, and have the jobs' steps run.
+
+        Conflict when another hub took over its Redis, as this one was silent for long.
+        """
         try:
             if self._own:
                 self._own.supervise()
             if not self._complete:
                 return
+            if time.monotonic() - self._held > HOLD_SECONDS and not self.hold():
+                raise self.taken()
             self._storage.supervise()
             for worker in self._workers.values():
                 worker.supervise()
@@ -112,10 +138,14 @@ class Host:
                 for worker in self._workers.values():
                     worker.excuse()
         except broker.Unavailable as exc:
-            if isinstance(self._redis, RemoteRedis):
-                self._redis.missed(exc)
-            else:
-                self._redis.restart_silent()
+            self.missed(exc)
+
+    def missed(self, exc: Exception) -> None:
+        """Redis does not answer: wait for one that others run, and replace one of its own."""
+        if isinstance(self._redis, RemoteRedis):
+            self._redis.missed(exc)
+        else:
+            self._redis.restart_silent()
 
     def is_ready(self) -> bool:
         """Whether all parts are of use; LedgerUnavailable when Redis is not."""
@@ -141,20 +171,28 @@ class Host:
             self._storage.end()
         if self._own:
             self._own.child.end(END_SECONDS)
+        else:
+            with suppress(*broker.Unavailable):
+                presence.let_go(self._redis.client, "hub", self._identity)
         self._sweep()
 
     def _tick(self) -> None:
         self._ticked = time.monotonic()
         jobs = self.context.jobs
-        solo = set()
+        solo, is_slow = set(), False
         for view in upkeep.active(jobs):
             solo.add(upkeep.solo_site(view))
+            is_slow |= run.place_of(view) == SLOW
             if lapsed := jobs.lapsed(view.id):  # all processes may be stopped, and none left to notice
                 presence.condemn(self._redis.client, lapsed)
             if not jobs.is_leased(view.id):
                 run.remind(self.context, view)
         for site in self._sites:
             self._serve_solo(site, wanted=site in solo)
+        if is_slow and "slow" not in self._workers:
+            worker = self._workers["slow"] = self._worker("slow", [SLOW_QUEUE], SLOW_COORDINATORS)
+            presence.withdraw(self._redis.client, worker.name)
+            worker.start()
         self._served.keep(self._storage.child.pid)
 
     def _serve_solo(self, site: str, *, wanted: bool) -> None:
@@ -186,7 +224,10 @@ class Host:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _worker(self, role: str, queues: list[str], processes: int) -> Worker:
-        log = self._settings.hub_dir / f"{role}.log"
-        worker = Worker(f"{self._settings.node_name}-{role}", self._redis, queues, log, self._note, Budget())
+        name = f"{self._settings.node_name}-{role}"
+        worker = Worker(name, self._redis, queues, self._log(role), self._note, Budget())
         worker.processes = processes
         return worker
+
+    def _log(self, role: str) -> Path:
+        return self._settings.hub_dir / f"{role}.log"

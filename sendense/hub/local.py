@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar, cast
 
 from sendense.beat import Beat, no_beat
-from sendense.coordinator import submission
+from sendense.coordinator import run
 from sendense.hub.following import HERE, cancel
 from sendense.hub.seat import Seat
 from sendense.jobs import broker
@@ -156,5 +156,6 @@ class LocalHub:
             self._seat.go_on()
 
     def _nudge(self, job: str) -> None:
-        if not self._seat.jobs.is_leased(job):
-            submission.send(self._seat.context, job)
+        view = self._seat.jobs.get(job)
+        if view and not self._seat.jobs.is_leased(job):
+            run.remind(self._seat.context, view)

@@ -10,7 +10,7 @@ from sendense.errors import Conflict
 from sendense.hub.chronicle import Chronicle
 from sendense.hub.folder import locked, prepare, service_lock
 from sendense.hub.host import Host
-from sendense.jobs import broker
+from sendense.jobs import broker, presence
 from sendense.settings import Settings
 from sendense.supervise.child import Child
 from sendense.supervise.flower import Flower
@@ -28,6 +28,9 @@ LOCK_SECONDS = 1.0
 
 LOOK_SECONDS = 0.1
 """Between two looks at the parts."""
+
+TAKE_SECONDS = presence.PRESENCE_SECONDS + 1.0
+"""For another hub on the same Redis to be gone, which ended without a word."""
 
 QUIET = {"exports": "option negotiation failed", "API": "GET /healthz "}
 """What parts say of those who only look: nodes whether they reach the exports, this process whether the API is up."""
@@ -86,13 +89,32 @@ class HubService:
             for part, log in {**host.logs, **{one.child.name: one.child.log for one in web}}.items():
                 self._journal.follow(part, log, QUIET.get(part, ""))
             host.start_redis()
-            host.start_all()
-            for one in web:
-                one.start()
-            self._keep_up(host, web)
+            self._take_redis(host)
+            if not self._stop.asked:
+                host.start_all()
+                for one in web:
+                    one.start()
+                self._keep_up(host, web)
             graceful = True
         finally:
             self._end(host, web, graceful=graceful)
+
+    def _take_redis(self, host: Host) -> None:
+        """Have Redis alone; the crash of another hub on it keeps it for a while."""
+        deadline = 0.0
+        while not self._stop.asked:
+            try:
+                if host.hold():
+                    return
+            except broker.Unavailable as exc:
+                self._notifier.status("waiting for Redis")
+                host.missed(exc)
+            else:
+                deadline = deadline or time.monotonic() + TAKE_SECONDS
+                self._notifier.status("waiting for the end of another hub on this Redis")
+                if time.monotonic() > deadline:
+                    raise host.taken()
+            self._breathe()
 
     def _web(self, host: Host) -> Iterator[Web]:
         settings, folder = self._settings, self._settings.hub_dir

@@ -2,13 +2,12 @@
 
 import fcntl
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sendense.errors import Conflict, InputError
-from sendense.files import write_atomically
+from sendense.files import identify
 from sendense.settings import Settings
 
 _TEMPORARY = ("disk-*", "pymp-*")
@@ -39,7 +38,7 @@ class NodeFolder:
                 hint = "End that one, or give this one another name with --name."
                 raise Conflict(f"node {self._name} runs already on this machine", hint) from exc
             self.sweep()
-            self.identity = self._identify()
+            self.identity = identify(self.path)
             yield
         finally:
             os.close(lock)
@@ -49,12 +48,3 @@ class NodeFolder:
         for pattern in _TEMPORARY:
             for path in self.path.glob(pattern):
                 shutil.rmtree(path, ignore_errors=True)
-
-    def _identify(self) -> str:
-        file = self.path / "identity"
-        try:
-            if not file.exists():
-                write_atomically(file, secrets.token_hex(16).encode())
-            return file.read_text()
-        except OSError as exc:
-            raise InputError(f"{file}: {exc.strerror}", "Set state_dir to a folder that may be written.") from exc

@@ -4,6 +4,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -65,15 +66,17 @@ class Child:
             self.kill()
         _kill(family)
 
-    def kill(self) -> None:
-        """End it at once, with all that it started."""
+    def kill(self) -> bool:
+        """End it at once, with all that it started; False when it does not die: the kernel has it wait for a disk."""
         if self._process is None:
-            return
+            return True
         family = self._family()
         if self._process.poll() is None:
             self._process.kill()
-            self._process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(KILL_SECONDS)
         _kill(family)
+        return not self.is_running()
 
     def kill_own_child(self, pid: int) -> bool:
         """End a process if it is a child of this one; False when it is not, or is gone."""

@@ -17,6 +17,11 @@ MOST_STARTS = 20
 WINDOW_SECONDS = 600.0
 """The window of a service that runs for years: a child that ends every half minute does no work."""
 
+SAY_SECONDS = 60.0
+"""Between two notes that a killed child is still there."""
+
+UNDYING_HINT = "a disk that it uses does not answer, look at the system's log"
+
 
 class Budget:
     """So many starts within so many seconds; math.inf seconds: in all."""
@@ -45,6 +50,8 @@ class Service:
 
     def __init__(self, child: Child, note: Note, budget: Budget) -> None:
         self.child, self.note, self._budget = child, note, budget
+        self._undying = 0.0
+        """When it was said last that the child does not die; 0 while it does."""
 
     def start(self) -> None:
         """Start it; it is of use a moment later."""
@@ -68,11 +75,26 @@ class Service:
         if not self.child.is_running():
             self.restart()
 
+    def kill(self) -> bool:
+        """End it at once, with all that it started; False, which is said each minute, when it does not die."""
+        if self.child.kill():
+            self._undying = 0.0
+            return True
+        if not self._undying or time.monotonic() - self._undying > SAY_SECONDS:
+            self._undying = time.monotonic()
+            self.note(f"{self.child.name} (process {self.child.pid}) was killed and does not die: {UNDYING_HINT}")
+        return False
+
     def restart(self, why: str = "") -> None:
-        """Kill it with all that it started, start it again, and wait until it is of use."""
-        if why:
+        """
+        Kill it with all that it started, start it again, and wait until it is of use.
+
+        Where it does not die, there is no second one: that is said, and whoever supervises it tries again.
+        """
+        if why and not self._undying:
             self.note(why)
-        self.child.kill()
+        if not self.kill():
+            return
         if self._budget.is_spent():
             raise JobFailed(
                 f"the {self.child.name} ended {self._budget}, the last time with: {self.child.last_words()}",

@@ -73,7 +73,8 @@ class Web(Service):
             if now - self._answered < SILENT_SECONDS:
                 return
             what = "stopped answering"
-            self.child.kill()
+            if not self.kill():
+                return
         else:
             what = f"ended ({self.child.last_words(1) or 'without a word'})"
         if self._budget.is_spent():

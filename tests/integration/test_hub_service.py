@@ -1,6 +1,7 @@
 """`sendense hub` as a service of one machine: ready when it is, told to systemd, alone, and kept up."""
 
 import http.client
+import io
 import signal
 import socket
 import subprocess
@@ -10,10 +11,19 @@ from pathlib import Path
 import pytest
 
 from sendense.coordinator.record import Jobs
+from sendense.errors import Conflict
 from sendense.exports import Exports
+from sendense.hub import service as service_module
+from sendense.hub.host import Host
+from sendense.hub.service import HubService
+from sendense.jobs import presence
+from sendense.settings import Settings
+from sendense.supervise.journal import Journal
+from sendense.supervise.stopping import Stop
 from tests.backup import END_SECONDS, QUICK, WAIT_SECONDS, Backups, open_backups, patiently
+from tests.hub import open_hub
 from tests.machines import STOP_SECONDS, Service, environment
-from tests.servers import free_port
+from tests.servers import free_port, short_folder
 from tests.site import LabSite, open_site
 
 COMMAND = [str(Path(".venv/bin/sendense").absolute()), "hub"]
@@ -169,3 +179,21 @@ def test_a_part_that_cannot_be(one: OneHub) -> None:
     last = [line for line in hub.lines() if line.get("level") == "error"]
     assert last[0]["message"].startswith("the redis ended at once: ")
     assert "redis.log" in last[0]["hint"]
+
+
+def test_one_hub_on_one_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second hub on a Redis that others run is refused, and may have it once the first has ended."""
+    monkeypatch.setattr(service_module, "TAKE_SECONDS", 0.3)
+    with open_hub() as redis, short_folder() as one, short_folder() as other:
+        first, second = (Settings(redis=redis.url, state_dir=folder) for folder in (one, other))
+        first.hub_dir.mkdir(parents=True)
+        host = Host(first, print)
+        assert host.hold()
+        assert Host(first, print).hold()
+        with pytest.raises(Conflict, match="another hub uses the Redis at"):
+            HubService(second, Journal(io.BytesIO(), as_json=False), Stop()).run()
+        host.close()
+        assert Host(second, print).hold()
+        assert not host.hold()
+        presence.let_go(redis.client, "hub", (second.hub_dir / "identity").read_text())
+        assert host.hold()

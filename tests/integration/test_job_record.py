@@ -1,17 +1,21 @@
 """The records of jobs on a real Redis: locks, leases, cancelling, resuming; and plans that are amended."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+from sendense.beat import BEAT_ITEMS, Beat, no_beat
 from sendense.coordinator import copying, run, submission
-from sendense.coordinator.context import Context
+from sendense.coordinator.context import Context, Done, Run, Waiting
 from sendense.coordinator.record import Jobs, Lease
 from sendense.coordinator.restore import give_name
 from sendense.errors import Cancelled, ClaimLost, Conflict, InputError, JobFailed
 from sendense.extents import Extent
-from sendense.jobs import broker
+from sendense.jobs import broker, presence
 from sendense.jobs.ledger import Ledger
 from sendense.jobs.patch import patch
 from sendense.jobs.plan import batch_of
@@ -201,7 +205,7 @@ def test_patched_plan(jobs: Jobs, hub: Hub) -> None:
         assert ledger.record(claim, bytes(32), 1, batch_of(claim.extents).data, 0, None)
     changed = [Extent(CLUSTER, CLUSTER), Extent(12 * CLUSTER, CLUSTER)]
     for _ in range(2):
-        patch(ledger, spec.id, changed, size)
+        patch(ledger, spec.id, changed, size, no_beat)
         assert places(hub.client, spec.id) == {0: ["todo"], 1: ["done"], 2: ["done"], 3: ["todo"]}
         progress = ledger.progress(spec.id)
         assert progress
@@ -228,12 +232,128 @@ def test_patch_that_was_interrupted(jobs: Jobs, hub: Hub) -> None:
     for number, extent in enumerate(changed[:2], 1):  # as far as it came: its counters were not written yet
         hub.client.hset(f"sendense:{spec.id}:plan", str(number), batch_of([extent]).packed)
         hub.client.zadd(f"sendense:{spec.id}:todo", {str(number): number})
-    patch(ledger, spec.id, changed, size)
+    patch(ledger, spec.id, changed, size, no_beat)
     planned = sorted(extent for _, extents in ledger.plan(spec.id) for extent in extents)
     assert planned == [Extent(0, CLUSTER), *changed]
     progress = ledger.progress(spec.id)
     assert progress
     assert progress.batches == len(places(hub.client, spec.id)) == len(dict(ledger.plan(spec.id)))
+
+
+BATCHES = 300
+"""More than go into one round trip."""
+
+
+def planned(ledger: Ledger) -> str:
+    """A planned copy of BATCHES batches of one cluster, each followed by a gap of one."""
+    spec = JobSpec(id="aa-2000", kind="copy", name="disk", source="nbd://s/", target="nbd://t/")
+    survey = Survey(size=2 * BATCHES * CLUSTER, multi_conn=True, allocation=True, flush=True)
+    ledger.delete(spec.id)
+    ledger.prepare(spec)
+    ledger.write_plan(spec.id, survey, (batch_of([Extent(2 * at * CLUSTER, CLUSTER)]) for at in range(BATCHES)))
+    return spec.id
+
+
+def patch_all(ledger: Ledger, job: str, beat: Beat) -> None:
+    """Have each batch copied again, and each gap, too."""
+    patch(ledger, job, [Extent(2 * at * CLUSTER, 2 * CLUSTER) for at in range(BATCHES)], 2 * BATCHES * CLUSTER, beat)
+
+
+def must_be_patched_once(hub: Hub, ledger: Ledger, job: str) -> None:
+    found = sorted(extent for _, extents in ledger.plan(job) for extent in extents)
+    assert found == [Extent(at * CLUSTER, CLUSTER) for at in range(2 * BATCHES)]
+    progress = ledger.progress(job)
+    assert progress
+    assert (progress.batches, progress.data) == (len(places(hub.client, job)), 2 * BATCHES * CLUSTER)
+
+
+def at_beat(number: int, act: Callable[[], object]) -> Beat:
+    """Acts at the beat of this number."""
+    beats = count()
+
+    def beat() -> None:
+        if next(beats) == number:
+            act()
+
+    return beat
+
+
+def beats_of_a_patch(ledger: Ledger) -> int:
+    beats: list[None] = []
+    patch_all(ledger, planned(ledger), lambda: beats.append(None))
+    return len(beats)
+
+
+def test_patch_that_lost_its_lease(jobs: Jobs, hub: Hub) -> None:
+    """A patch shows life all along, can be ended at each beat, and is made whole by the next one."""
+    ledger = Ledger(hub.client)
+
+    def lose() -> None:
+        raise ClaimLost("aa", "its lease")
+
+    beats = beats_of_a_patch(ledger)
+    assert beats > 2 * BATCHES // BEAT_ITEMS
+    for number in range(beats):
+        job = planned(ledger)
+        with pytest.raises(ClaimLost):
+            patch_all(ledger, job, at_beat(number, lose))
+        patch_all(ledger, job, no_beat)
+        must_be_patched_once(hub, ledger, job)
+
+
+def test_patch_that_was_overtaken(jobs: Jobs, hub: Hub) -> None:
+    """A process that goes on with a patch that another has made meanwhile changes nothing, as when a run has begun."""
+    ledger = Ledger(hub.client)
+    for number in range(beats_of_a_patch(ledger)):
+        job = planned(ledger)
+        with pytest.raises(ClaimLost):
+            patch_all(ledger, job, at_beat(number, partial(patch_all, ledger, job, no_beat)))
+        must_be_patched_once(hub, ledger, job)
+    job = planned(ledger)
+    spec = ledger.spec(job)
+    assert spec
+    with pytest.raises(ClaimLost):
+        patch_all(ledger, job, at_beat(number, lambda: ledger.begin(spec)))
+
+
+def test_plan_that_was_overtaken(jobs: Jobs, hub: Hub) -> None:
+    """Of two processes that plan a job the later one does; nobody does so any more when it is planned."""
+    ledger = Ledger(hub.client)
+    spec = JobSpec(id="aa-2000", kind="copy", name="disk", source="nbd://s/", target="nbd://t/")
+    survey = Survey(size=CLUSTER, multi_conn=True, allocation=True, flush=True)
+    mine, others = batch_of([Extent(0, 512)]), batch_of([Extent(0, CLUSTER)])
+    ledger.prepare(spec)
+    with pytest.raises(ClaimLost):
+        ledger.write_plan(
+            spec.id, survey, [mine] * 600, at_beat(5, lambda: ledger.write_plan(spec.id, survey, [others]))
+        )
+    with pytest.raises(ClaimLost):
+        ledger.write_plan(spec.id, survey, [mine])
+    assert dict(ledger.plan(spec.id)) == {0: [Extent(0, CLUSTER)]}
+    assert ledger.state(spec.id) == "ready"
+
+
+def test_areas_that_two_write(jobs: Jobs, hub: Hub) -> None:
+    """Areas that two processes store at the same time are one's or the other's, not a mixture."""
+    ledger = Ledger(hub.client)
+    areas = [Extent(2 * at * CLUSTER, CLUSTER) for at in range(5000)]
+    assert ledger.areas("aa-2000") is None
+    ledger.write_areas("aa-2000", areas, at_beat(3, lambda: ledger.write_areas("aa-2000", areas, no_beat)))
+    assert list(ledger.areas("aa-2000") or ()) == areas
+    ledger.write_areas("aa-2000", [], no_beat)
+    assert list(ledger.areas("aa-2000") or ()) == []
+
+
+def test_records_beat(jobs: Jobs, hub: Hub) -> None:
+    """Records of more batches than go into one round trip are read with signs of life, and in disk order."""
+    ledger, beats = Ledger(hub.client), list[None]()
+    job = planned(ledger)
+    for number in range(0, BATCHES, 2):
+        hub.client.hset(f"sendense:{job}:done", str(number), json.dumps({"data": CLUSTER, "digest": "ab" * 32}))
+    found = ledger.records(job, lambda: beats.append(None))
+    assert [record.batch for record in found] == list(range(0, BATCHES, 2))
+    assert found[1].extents == [Extent(4 * CLUSTER, CLUSTER)]
+    assert len(beats) >= BATCHES // BEAT_ITEMS
 
 
 def test_resuming_a_job_that_runs(jobs: Jobs, hub: Hub) -> None:
@@ -273,14 +393,40 @@ def test_verification_that_runs_twice(jobs: Jobs, hub: Hub) -> None:
             assert ledger.record(claim, digest, CLUSTER, CLUSTER, 0, None)
     disk = DiskWork(key=2000, copy_id="aa-2000")
     for _ in range(2):
-        found = copying._compare(ledger, disk)
+        found = copying._compare(ledger, disk, no_beat)
         assert not found.verified
         assert [each.offset for each in found.differences] == [CLUSTER]
     context = Context(Settings(), ledger, jobs, broker.make_app(hub.url))
-    assert len(copying.records_of(context, disk)) == 3
+    assert len(copying.records_of(context, disk, no_beat)) == 3
     ledger.reopen("aa-2000", [record for record in ledger.records("aa-2000") if record.batch == 1])
     with pytest.raises(JobFailed, match="2 of 3 batches"):
-        copying.records_of(context, disk)
+        copying.records_of(context, disk, no_beat)
+
+
+def test_close_spares_who_is_at_other_jobs(jobs: Jobs, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that holds an ended job's disk is killed for that unless it copies for another: then close waits."""
+    monkeypatch.setattr(copying, "CLOSE_SECONDS", 0.0)
+    context = Context(Settings(), Ledger(hub.client), jobs, broker.make_app(hub.url))
+    ledger = context.ledger
+    for job in ("aa", "bb"):
+        submit(jobs, job)
+        disks = [DiskWork(key=2000, copy_id=planned(ledger) if job == "bb" else "ended")]
+        lease(jobs, job).write({"work": Work(disks=disks).model_dump_json()})
+    copy = jobs.find("bb").work.disks[0].copy_id
+    spec = ledger.spec(copy)
+    assert spec
+    epoch = ledger.begin(spec)
+    ledger.take(copy, epoch, 1)
+    assert ledger.claim(copy, 0, epoch, "n/5/task", LONG)
+    for pid in (5, 6):
+        ledger.hold("ended", f"n/{pid}", LONG)
+    answer = copying.close(context, Run(jobs.find("aa"), no_beat))
+    assert isinstance(answer, Waiting)
+    assert answer.reason.startswith("n/5, which is at work on another job")
+    assert presence.take_condemned(hub.client, "n") == [6]
+    for pid in (5, 6):
+        ledger.let_go("ended", f"n/{pid}")
+    assert isinstance(copying.close(context, Run(jobs.find("aa"), no_beat)), Done)
 
 
 def test_work_survives(jobs: Jobs) -> None:

@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -150,6 +151,22 @@ def test_a_process_whose_claim_lapsed_is_killed(worker: Worker, redis: PrivateRe
     wait_for(lambda: len({one.pid for one in processes(worker)} - {stopped.pid, condemned.pid}) == 2)
 
 
+def test_only_what_a_process_is_at_condemns_it(worker: Worker, redis: PrivateRedis) -> None:
+    """One that is back and at another task is spared; a worker that is started again has nothing to answer for."""
+    name = worker.name
+    presence.begin(redis.client, f"{name}/1/new")
+    presence.begin(redis.client, f"{name}/2/old")
+    for process in ("1/old", "2/old", "3/old"):
+        presence.condemn(redis.client, f"{name}/{process}")
+    assert presence.take_condemned(redis.client, name) == [2, 3]
+    presence.condemn(redis.client, f"{name}/1")
+    assert presence.take_condemned(redis.client, name) == [1]
+    presence.condemn(redis.client, f"{name}/2/old")
+    kill(worker)
+    worker.supervise()
+    assert presence.take_condemned(redis.client, name) == []
+
+
 class Brief(Service):
     """A service that is of use at once, and ends soon after."""
 
@@ -197,3 +214,38 @@ def test_a_child_that_cannot_start_says_why(folder: Path, notes: list[str]) -> N
     with pytest.raises(JobFailed, match="the redis ended at once: ") as caught:
         service.wait()
     assert str(folder / "missing" / "redis.log") in caught.value.hint
+
+
+TRACER = """
+import ctypes, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.ptrace(0x4206, int(sys.argv[1]), None, None) == 0, ctypes.get_errno()  # PTRACE_SEIZE
+print("seized", flush=True)
+time.sleep(60)
+"""
+"""Until this ends, nobody else hears of the death of a process that it traces."""
+
+
+def test_a_child_that_does_not_die(folder: Path, notes: list[str]) -> None:
+    """Its supervisor says so once, goes on, has no second one beside it, and starts it again once it is gone."""
+    service = Service(Child("sleeper", ["sleep", "60"], folder / "sleeper.log"), notes.append, Budget())
+    service.start()
+    pid = service.child.pid
+    tracer = subprocess.Popen([sys.executable, "-c", TRACER, str(pid)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert tracer.stdout
+        assert tracer.stdout.readline() == "seized\n"
+        for _ in range(2):
+            service.restart("it stopped")
+            assert service.child.pid == pid
+        assert len(notes) == 2
+        assert "does not die" in notes[1]
+        tracer.kill()
+        tracer.wait(10)
+        service.restart("it stopped")
+        assert service.child.is_running()
+        assert service.child.pid != pid
+    finally:
+        tracer.kill()
+        tracer.communicate(timeout=10)
+        service.child.kill()
