@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -77,7 +77,8 @@ class Sshd:
         family = self._main().children(recursive=True)
         self._main().kill()
         for process in family:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it ended with its connection
+                process.kill()
         self._process.wait(END_SECONDS)
         psutil.wait_procs(family, END_SECONDS)
         (self.folder / "pid").unlink(missing_ok=True)

@@ -112,7 +112,8 @@ def assert_seen_by_all(show: Show) -> None:
     tasks = json.loads(show.pages.read("/api/tasks")).values()
     copies = [task for task in tasks if task["name"] == "sendense.copy_extents"]
     assert {task["worker"].split("@")[0] for task in copies if task["state"] == "SUCCESS"} == set(NAMES)
-    readable = r"web01 · disk 2000 · batch \d+/24( · attempt \d)? · \d+ KiB"
+    # What of a batch could not be read is a batch of its own, behind the others; and that has any size.
+    readable = r"web01 · disk 2000 · batch \d+/\d+( · attempt \d)? · [\d.]+ KiB"
     assert [task["args"] for task in copies if not re.fullmatch(readable, task["args"])] == []
 
 
