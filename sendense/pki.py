@@ -74,7 +74,7 @@ def init(folder: Path, hub: Sequence[str], days: int = CERTIFICATE_DAYS, *, rene
             raise InputError(f"{server}: is not there", "Without --renew, 'sendense pki init' makes it.")
         raise InputError(f"{folder}: has certificates already", "'sendense pki show' lists them, --renew renews them.")
     if not (hub or renew):
-        raise InputError("the hub has no name", "Give each name and address that nodes reach it under: --hub NAME")
+        raise InputError("the hub has no name", "Give each name and address that nodes reach it under: --name NAME")
     names = _alternatives([*hub, *_LOCAL] if hub else read(server).names)
     with storing(folder):
         make_folder(folder)

@@ -29,7 +29,7 @@ def init(
     folder: Folder,
     hub: Annotated[
         list[str] | None,
-        typer.Option("--hub", help="A host name or address that nodes reach the hub under; repeat it."),
+        typer.Option("--name", help="A host name or address that nodes reach the hub under; repeat it."),
     ] = None,
     days: Days = CERTIFICATE_DAYS,
     renew: Annotated[bool, typer.Option("--renew", help="Make the hub's certificates anew, with their keys.")] = False,
@@ -38,7 +38,7 @@ def init(
     Make an authority, and the hub's certificates.
 
     Its key, ca-key.pem, stays in the folder: with it certificates for nodes are made. Nothing that is there is
-    overwritten; --renew gives the hub's certificates more days, and other names where there is a --hub.
+    overwritten; --renew gives the hub's certificates more days, and other names where there is a --name.
     """
     from sendense import pki
 
