@@ -15,7 +15,7 @@ from sendense.extents import Extent
 from sendense.jobs.claim import ClaimKeeper
 from sendense.jobs.ledger import Claim, Ledger, LedgerUnavailable, Rest
 from sendense.jobs.plan import batch_of
-from sendense.models import Failure, JobSpec
+from sendense.models import HUB_EXPORT, Failure, JobSpec
 from sendense.nbd.blocks import map_extents
 from sendense.nbd.connect import Beat, Connection
 from sendense.nbd.probe import diagnose
@@ -35,6 +35,15 @@ DEFER_SECONDS = 1.0
 FAILED, TRIED_AGAIN, WAITS = "failed", "to be tried again", "waits for a connection"
 PARTLY = "recorded, but for what could not be read"
 """How the words begin that say what came of a batch, where not all of it was stored; the reason follows."""
+
+
+AWAY_SECONDS, BEAT_SECONDS = 2.0, 0.2
+"""A process that cannot reach the hub's exports rests for so long, holding its batch: so it leaves the others to nodes
+that can. It is no failure of the batch: a tunnel is cut, or the hub is being restarted."""
+
+
+class HubAway(Exception):
+    """This node has no way to the hub's exports, now."""
 
 
 class Handles(Protocol):
@@ -71,7 +80,7 @@ def run_batch(ledger: Ledger, handles: Handles, settings: Settings, job: str, ba
     try:
         try:
             outcome = _transfer(handles, settings, spec, claim, keeper)
-        except (ClaimLost, ConnectionsTaken):
+        except (ClaimLost, ConnectionsTaken, HubAway):
             handles.drop(spec)
             raise
         except SendenseError as exc:
@@ -82,7 +91,7 @@ def run_batch(ledger: Ledger, handles: Handles, settings: Settings, job: str, ba
         with suppress(*LedgerUnavailable):  # then it lapses
             ledger.abandon(claim, keeper.copied)
         return "claim lost"
-    except ConnectionsTaken as exc:
+    except (ConnectionsTaken, HubAway) as exc:
         ledger.defer(claim, keeper.copied, DEFER_SECONDS, str(exc))
         return f"{WAITS}: {exc}"
     except SendenseError as exc:
@@ -91,8 +100,8 @@ def run_batch(ledger: Ledger, handles: Handles, settings: Settings, job: str, ba
 
 
 def _transfer(handles: Handles, settings: Settings, spec: JobSpec, claim: Claim, keeper: ClaimKeeper) -> Outcome:
+    target = open_target(handles, spec, claim.owner, keeper.beat)
     source = handles.source(spec, keeper.beat)
-    target = handles.target(spec, keeper.beat) if spec.target else None
     extents = claim.extents
     if not target:
         extents = _to_verify(source, extents, settings.no_progress_timeout, keeper.beat)
@@ -103,6 +112,22 @@ def _transfer(handles: Handles, settings: Settings, spec: JobSpec, claim: Claim,
         extent, reason = outcome.failed[0]
         outcome.failed[0] = (extent, f"{reason}; {said}")
     return outcome
+
+
+def open_target(handles: Handles, spec: JobSpec, me: str, beat: Beat) -> Connection | None:
+    """The target, opened ahead of the source: where HubAway is raised, no disk need be opened."""
+    if not spec.target:
+        return None
+    try:
+        return handles.target(spec, beat)
+    except EndpointError as exc:
+        if not spec.target.startswith(HUB_EXPORT):
+            raise
+        until = time.monotonic() + AWAY_SECONDS
+        while time.monotonic() < until:
+            beat()
+            time.sleep(BEAT_SECONDS)
+        raise HubAway(f"{me.partition('/')[0]} cannot reach the hub's exports: {exc}") from exc
 
 
 def _to_verify(stored: Connection, extents: list[Extent], timeout: float, beat: Beat) -> list[Extent]:

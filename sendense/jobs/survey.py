@@ -12,7 +12,7 @@ from sendense.errors import (
     TargetReadOnly,
     TargetTooSmall,
 )
-from sendense.jobs.batch import Handles, failure_of
+from sendense.jobs.batch import Handles, HubAway, failure_of, open_target
 from sendense.jobs.ledger import Ledger
 from sendense.jobs.plan import plan
 from sendense.models import JobSpec, Survey
@@ -38,6 +38,11 @@ def run_survey(ledger: Ledger, handles: Handles, settings: Settings, job: str, m
         _survey(ledger, handles, settings, spec, me)
     except ClaimLost:
         handles.drop(spec)
+    except HubAway as exc:
+        handles.drop(spec)
+        if _is_ours(ledger, spec):
+            ledger.defer_survey(job, str(exc))
+            return True
     except SendenseError as exc:
         taken = exc if isinstance(exc, ConnectionsTaken) else handles.lost(spec)
         handles.drop(spec)
@@ -63,8 +68,8 @@ def _survey(ledger: Ledger, handles: Handles, settings: Settings, spec: JobSpec,
             ledger.touch(spec.id, me)
 
     beat()
+    target = open_target(handles, spec, me, beat)
     source = handles.source(spec, beat)
-    target = handles.target(spec, beat) if spec.target else None
     survey = Survey(
         size=source.info.size,
         multi_conn=(source.info.multi_conn or bool(spec.disk)) and (target is None or target.info.multi_conn),

@@ -219,3 +219,16 @@ def test_what_a_node_needs(fleet: Fleet) -> None:
     assert (unknown.returncode, unknown.stderr.splitlines()[0]) == (2, "sendense: site paris: not in the settings")
     lost = machines.run_node("beta", "--site", "lab", redis="")
     assert (lost.returncode, lost.stderr.splitlines()[0]) == (2, "sendense: no hub is set")
+
+
+def test_a_node_without_a_way_to_the_exports(fleet: Fleet, kept: dict[int, Path]) -> None:
+    """It says so, and costs a job nothing but time: what it takes and cannot do goes to others, and is no failure."""
+    machines = fleet.machines
+    fleet.node("alpha")
+    lost = machines.start_node("gamma-1", "lost", "lost", exports="nbds://127.0.0.1:1")
+    with running(machines, VM) as job:
+        progress = job.succeeds(kept)
+    assert patiently(lambda: machines.nodes()["lost"].tunnel.verdict == "refused", WAIT_SECONDS)
+    lost.stop()
+    assert (progress.retries, job.failures()) == (0, [])
+    assert "lost-copy" not in progress.by_worker
