@@ -93,12 +93,9 @@ def _checked(thing: str, look: Callable[[], str]) -> Checked:
 
 
 def _state(settings: "Settings") -> str:
-    from sendense.hub.folder import SOCKET_PATH_LIMIT
+    from sendense.hub.folder import check_path
 
-    if len(os.fsencode(settings.hub_dir / "exports-watch.sock")) > SOCKET_PATH_LIMIT:
-        raise InputError(
-            f"{settings.state_dir}: too long a path for a Unix socket's", "Set state_dir to a folder with a short path."
-        )
+    check_path(settings)
     return _writable(settings.state_dir, "state_dir")
 
 

@@ -1,6 +1,5 @@
 """Handing in a job, and having one that failed go on."""
 
-import uuid
 from pathlib import Path
 
 from sendense.coordinator import run
@@ -10,11 +9,6 @@ from sendense.coordinator.pipelines import pipeline
 from sendense.errors import InputError
 from sendense.nbd.uri import is_uri, parse
 from sendense.requests import BackupRequest, DeleteRequest, JobRequest, MigrateRequest, RestoreRequest
-
-
-def new_id() -> str:
-    """The id of a job that is to be submitted: handing it in again under the same id makes no second one."""
-    return uuid.uuid4().hex[:12]
 
 
 def submit(context: Context, job: str, request: JobRequest, name: str) -> None:

@@ -16,14 +16,19 @@ SOCKET_PATH_LIMIT = 107
 def prepare(settings: Settings) -> None:
     """Make the folder; InputError where that cannot be, or no socket could be in it."""
     folder = settings.hub_dir
-    if len(os.fsencode(folder / "exports-watch.sock")) > SOCKET_PATH_LIMIT:
-        raise InputError(
-            f"{settings.state_dir}: too long a path for a Unix socket's", "Set state_dir to a folder with a short path."
-        )
+    check_path(settings)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as exc:
         raise InputError(f"{folder}: {exc.strerror}", "Set state_dir to a folder that may be written.") from exc
+
+
+def check_path(settings: Settings) -> None:
+    """InputError when no socket could be in the folder."""
+    if len(os.fsencode(settings.hub_dir / "exports-watch.sock")) > SOCKET_PATH_LIMIT:
+        raise InputError(
+            f"{settings.state_dir}: too long a path for a Unix socket's", "Set state_dir to a folder with a short path."
+        )
 
 
 def service_lock(folder: Path) -> Path:

@@ -1,6 +1,5 @@
 """The parts of a hub and of its sites' nodes, as children of one process: started, supervised, ticked, ended."""
 
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +16,7 @@ from sendense.jobs.ledger import Ledger
 from sendense.jobs.queues import HUB_QUEUE, SLOW, SLOW_QUEUE, control_queue, site_queue
 from sendense.models import HUB_SITE
 from sendense.settings import Settings
+from sendense.supervise.child import sweep
 from sendense.supervise.redis import PrivateRedis
 from sendense.supervise.remote import RemoteRedis
 from sendense.supervise.service import Budget, Note
@@ -41,9 +41,6 @@ LARGE_LOG = 8 * MiB
 
 LOOK_SECONDS = 0.05
 """Between two looks at whether the workers have ended."""
-
-_TEMPORARY = ("disk-*", "pymp-*")
-"""What killed workers leave in their temporary folder."""
 
 
 class Host:
@@ -84,7 +81,7 @@ class Host:
 
     def start_redis(self) -> None:
         """Start what it takes to look at the jobs."""
-        self._sweep()
+        sweep(self._settings.hub_dir)
         for log in self._settings.hub_dir.glob("*.log"):
             if log.stat().st_size > LARGE_LOG:
                 log.replace(log.with_suffix(".log.1"))
@@ -174,7 +171,7 @@ class Host:
         else:
             with suppress(*broker.Unavailable):
                 presence.let_go(self._redis.client, "hub", self._identity)
-        self._sweep()
+        sweep(self._settings.hub_dir)
 
     def _tick(self) -> None:
         self._ticked = time.monotonic()
@@ -217,11 +214,6 @@ class Host:
     def _sites(self) -> tuple[str, ...]:
         """Those that this machine copies for itself."""
         return (HUB_SITE, *self._settings.sites)
-
-    def _sweep(self) -> None:
-        for pattern in _TEMPORARY:
-            for path in self._settings.hub_dir.glob(pattern):
-                shutil.rmtree(path, ignore_errors=True)
 
     def _worker(self, role: str, queues: list[str], processes: int) -> Worker:
         name = f"{self._settings.node_name}-{role}"

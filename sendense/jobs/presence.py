@@ -40,10 +40,7 @@ class Worker(BaseModel):
 
 def announce(client: "redis.Redis", worker: Worker) -> None:
     """Say that this worker lives."""
-    with client.pipeline() as pipe:
-        pipe.set(_key(worker.name), worker.model_dump_json(), ex=PRESENCE_SECONDS)
-        pipe.sadd(_WORKERS, worker.name)
-        pipe.execute()
+    _announce(client, _WORKERS, _key, worker)
 
 
 def withdraw(client: "redis.Redis", worker: str) -> None:
@@ -81,10 +78,7 @@ def controlled_sites(client: "redis.Redis") -> set[str]:
 
 def announce_node(client: "redis.Redis", node: Node) -> None:
     """Say that this node lives, and how it is."""
-    with client.pipeline() as pipe:
-        pipe.set(_node(node.name), node.model_dump_json(), ex=PRESENCE_SECONDS)
-        pipe.sadd(_NODES, node.name)
-        pipe.execute()
+    _announce(client, _NODES, _node, node)
 
 
 def withdraw_node(client: "redis.Redis", name: str) -> None:
@@ -165,6 +159,13 @@ def take_condemned(client: "redis.Redis", worker: str) -> list[int]:
         for (pid, task), now in zip(condemned, begun, strict=True)
         if not (task and now) or now.decode() == task
     ]
+
+
+def _announce(client: "redis.Redis", index: str, key: Callable[[str], str], record: Worker | Node) -> None:
+    with client.pipeline() as pipe:
+        pipe.set(key(record.name), record.model_dump_json(), ex=PRESENCE_SECONDS)
+        pipe.sadd(index, record.name)
+        pipe.execute()
 
 
 def _records(kind: type[Record], living: dict[str, bytes]) -> Iterator[Record]:

@@ -2,13 +2,13 @@
 
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sendense.errors import Conflict, InputError
 from sendense.files import identify
 from sendense.settings import Settings
+from sendense.supervise.child import sweep
 
 _TEMPORARY = ("disk-*", "pymp-*")
 """What killed workers leave in their temporary folder."""
@@ -37,14 +37,8 @@ class NodeFolder:
             except BlockingIOError as exc:
                 hint = "End that one, or give this one another name with --name."
                 raise Conflict(f"node {self._name} runs already on this machine", hint) from exc
-            self.sweep()
+            sweep(self.path)
             self.identity = identify(self.path)
             yield
         finally:
             os.close(lock)
-
-    def sweep(self) -> None:
-        """Remove what killed workers left."""
-        for pattern in _TEMPORARY:
-            for path in self.path.glob(pattern):
-                shutil.rmtree(path, ignore_errors=True)

@@ -16,6 +16,7 @@ from sendense.models import Node
 from sendense.node.folder import NodeFolder
 from sendense.node.looks import Looks, Rate
 from sendense.settings import Settings
+from sendense.supervise.child import sweep
 from sendense.supervise.journal import Journal
 from sendense.supervise.notify import Notifier
 from sendense.supervise.remote import RemoteRedis
@@ -243,7 +244,7 @@ class NodeService:
     def _kill_workers(self) -> None:
         for worker in self._all():
             worker.child.kill()
-        self._folder.sweep()
+        sweep(self._folder.path)
         if not self._has_name:
             return
         with suppress(InputError, *broker.Unavailable):  # then it lapses, in seconds

@@ -1,6 +1,7 @@
 """Child processes that cannot outlive this one, that log into a file, and that are ended within a deadline."""
 
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,10 @@ START_SECONDS = 30.0
 
 KILL_SECONDS = 2.0
 """A killed process is gone at once, unless the kernel has it wait for a disk."""
+
+
+_TEMPORARY = ("disk-*", "pymp-*")
+"""What killed workers leave in their temporary folder."""
 
 
 class Child:
@@ -99,6 +104,13 @@ class Child:
             return psutil.Process(self.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed children whose logs are in the folder left there: it is their temporary folder, too."""
+    for pattern in _TEMPORARY:
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def wait_until(ready: Callable[[], bool], child: Child) -> None:
