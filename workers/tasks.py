@@ -97,6 +97,14 @@ def answer(question: str) -> None:
     answer(_context(), question)
 
 
+@app.task(name=queues.ROUTINE, bind=True)
+def routine(self: Any, duty: str) -> None:
+    """Do what the hub does by itself."""
+    from sendense.service.routine import run
+
+    run(_context(), duty, _begin(self))
+
+
 def _advance(job: str, epoch: int, window: int) -> None:
     ledger = _ledger()
     spec, progress = ledger.spec(job), ledger.progress(job)

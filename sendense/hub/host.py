@@ -13,9 +13,10 @@ from sendense.files import identify
 from sendense.hub.served import Served
 from sendense.jobs import broker, presence
 from sendense.jobs.ledger import Ledger
-from sendense.jobs.queues import HUB_QUEUE, SLOW, SLOW_QUEUE, control_queue, site_queue
+from sendense.jobs.queues import HUB_QUEUE, ROUTINE_QUEUE, SLOW, SLOW_QUEUE, control_queue, site_queue
 from sendense.models import HUB_SITE
 from sendense.settings import Settings
+from sendense.supervise.beat import BeatService
 from sendense.supervise.child import sweep
 from sendense.supervise.redis import PrivateRedis
 from sendense.supervise.remote import RemoteRedis
@@ -33,6 +34,9 @@ SLOW_COORDINATORS = 2
 HOLD_SECONDS = 2.0
 """Between two looks whether the Redis that others run is still this hub's alone: five until another may have it."""
 
+ROUTINE_PROCESSES = 2
+"""For the hub's duties: one that waits for a site leaves one for the others."""
+
 END_SECONDS = 3.0
 """For Redis to write what it has."""
 
@@ -46,7 +50,8 @@ LOOK_SECONDS = 0.05
 class Host:
     """All parts on one machine. Whoever has it holds the lock of the hub's folder."""
 
-    def __init__(self, settings: Settings, note: Note) -> None:
+    def __init__(self, settings: Settings, note: Note, *, routine: bool = False) -> None:
+        """`routine`: also what a hub does by itself, which is for a service."""
         self._settings, self._note = settings, note
         folder = settings.hub_dir
         self._own = None if settings.redis else PrivateRedis(folder, note, Budget(), settings)
@@ -58,6 +63,10 @@ class Host:
         if settings.sites:
             queues = list(map(control_queue, settings.sites))
             self._workers["control"] = self._worker("sites-control", queues, COORDINATORS)
+        self._beat: BeatService | None = None
+        if routine:
+            self._workers["routine"] = self._worker("routine", [ROUTINE_QUEUE], ROUTINE_PROCESSES)
+            self._beat = BeatService(self._redis.url, folder, note, Budget())
         client = self._redis.client
         self.context = Context(settings, Ledger(client), Jobs(client), broker.make_app(self._redis.url))
         """For whoever watches the jobs: its calls give up soon."""
@@ -77,7 +86,8 @@ class Host:
         later = {role: self._log(role) for role in ("slow", *(f"solo-{site}" for site in self._sites))}
         own = {"redis": self._own.child.log} if self._own else {}
         workers = {role: worker.child.log for role, worker in self._workers.items()}
-        return {**own, "exports": self._storage.child.log, **workers, **later}
+        beat = {"beat": self._beat.child.log} if self._beat else {}
+        return {**own, "exports": self._storage.child.log, **beat, **workers, **later}
 
     def start_redis(self) -> None:
         """Start what it takes to look at the jobs."""
@@ -110,6 +120,8 @@ class Host:
             with suppress(*broker.Unavailable):
                 presence.withdraw(self._redis.client, worker.name)  # of a hub that was killed
             worker.start()
+        if self._beat:
+            self._beat.start()
         self._storage.wait()
 
     def supervise(self) -> None:
@@ -126,6 +138,8 @@ class Host:
             if time.monotonic() - self._held > HOLD_SECONDS and not self.hold():
                 raise self.taken()
             self._storage.supervise()
+            if self._beat:
+                self._beat.supervise()
             for worker in self._workers.values():
                 worker.supervise()
             self._kill_condemned()
@@ -151,6 +165,8 @@ class Host:
 
     def end_work(self, go_on: Callable[[], bool]) -> None:
         """Have the workers take no more work and end what they have, for as long as `go_on` says."""
+        if self._beat:
+            self._beat.end()
         for worker in self._workers.values():
             worker.ask_to_end()
         while any(worker.child.is_running() for worker in self._workers.values()) and go_on():
@@ -160,6 +176,8 @@ class Host:
 
     def close(self) -> None:
         """End everything; what counts is in the ledger and in the repository."""
+        if self._beat:
+            self._beat.end()
         for worker in self._workers.values():
             worker.child.kill()
         if self._complete:

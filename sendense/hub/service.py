@@ -82,7 +82,7 @@ class HubService:
 
     def _host(self) -> None:
         settings, graceful = self._settings, False
-        host = Host(settings, lambda text: self._tell(text, "warning", action="restart"))
+        host = Host(settings, lambda text: self._tell(text, "warning", action="restart"), routine=True)
         web = list(self._web(host))
         try:
             self._tell("starts", action="starts")

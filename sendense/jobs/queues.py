@@ -12,6 +12,7 @@ FILL_POOL = "fill_pool"
 
 ADVANCE = "sendense.advance"
 ANSWER = "sendense.answer"
+ROUTINE = "sendense.routine"
 
 Place = Literal["hub", "slow", "control"]
 """Where a step of a user's job runs: at the hub; there too, apart, as it takes minutes to hours and no other step may
@@ -27,6 +28,8 @@ start; and of all other batches. What has no priority, as all that goes to the h
 HUB: Place = "hub"
 SLOW: Place = "slow"
 HUB_QUEUE, SLOW_QUEUE = "hub", "hub.slow"
+ROUTINE_QUEUE = "hub.routine"
+"""Of what a hub does by itself: some of it waits for sites, and no job may wait for that."""
 
 
 def site_queue(site: str, *, solo: bool = False) -> str:

@@ -80,6 +80,11 @@ class Layout:
         return self.root / "repository.json"
 
     @property
+    def settings(self) -> Path:
+        """What a hub does by itself with the repository."""
+        return self.root / "settings.json"
+
+    @property
     def vms(self) -> Path:
         """The folder of the VMs' folders."""
         return self.root / "vms"

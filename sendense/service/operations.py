@@ -1,23 +1,18 @@
 """Everything that a hub does for its users, over the records, the repository and the exports that it shares."""
 
 import re
-from collections.abc import Iterator
 from contextlib import suppress
 
 from sendense.coordinator import cleaning, submission
 from sendense.coordinator.asking import ask
 from sendense.coordinator.context import Context, open_repository
 from sendense.coordinator.copying import copies_of
-from sendense.coordinator.restore import check_new_image
-from sendense.coordinator.site import choose_disks
-from sendense.errors import Conflict, InputError, NotFound, SendenseError
+from sendense.errors import Conflict, NotFound, SendenseError
 from sendense.exports import Export, hub_export, reach
 from sendense.jobs import broker, presence
-from sendense.jobs.queues import HUB_QUEUE
 from sendense.models import VmInfo, VmRef
 from sendense.nbd.connect import Beat, no_beat
-from sendense.nbd.uri import is_uri, parse
-from sendense.orders import BackupOrder, DeleteOrder, MigrateOrder, Order, PreviewOrder, PruneOrder, RestoreOrder
+from sendense.orders import DeleteOrder, Order, PreviewOrder, PruneOrder
 from sendense.repository import merge
 from sendense.repository.catalogue import Broken, Repository
 from sendense.repository.finding import find_point, find_sound, is_new
@@ -31,14 +26,13 @@ from sendense.requests import (
     JobState,
     JobView,
     MigrateRequest,
-    RestoreRequest,
-    VerifyRequest,
 )
 from sendense.service import points as catalogue
+from sendense.service import readiness
 from sendense.service.describing import describe
 from sendense.service.hub import Hub
+from sendense.service.ordering import request_of
 from sendense.views import (
-    Check,
     Cleaned,
     Deletion,
     DiskChain,
@@ -65,9 +59,6 @@ POWER_SECONDS = 300.0
 
 SNAPSHOT_SECONDS = 1800.0
 """For what makes or removes snapshots."""
-
-CHECK_SECONDS = 3.0
-"""For the exports daemon to say that it is there."""
 
 _OF_JOB = re.compile(r"job-([0-9a-f]+)-([0-9]+)-[0-9a-f]+")
 """Exports of jobs (`coordinator.serving.export_name`)."""
@@ -134,31 +125,7 @@ class Operations:
 
     def request_of(self, order: Order) -> tuple[JobRequest, str]:
         """What the order comes to, with everything named found; refuses what the job would refuse."""
-        match order:
-            case BackupOrder():
-                info = self.vm(order.vm, order.site)
-                choose_disks(info, order.disks)
-                fields = order.model_dump(exclude={"vm", "site"})
-                return BackupRequest(vm=info.ref, **fields), f"backup of {info.ref.name}"
-            case MigrateOrder():
-                info = self.vm(order.vm, order.site)
-                choose_disks(info, order.targets)
-                targets = {key: _target(target) for key, target in order.targets.items()}
-                fields = order.model_dump(exclude={"vm", "site", "targets"})
-                what = "cutover" if order.cutover else "sync" if order.sync else "migration"
-                return MigrateRequest(vm=info.ref, targets=targets, **fields), f"{what} of {info.ref.name}"
-            case RestoreOrder():
-                point = find_sound(self._repository(), order.point)
-                targets = {point.disk(key).key: _target(target) for key, target in order.targets.items()}
-                for target in targets.values():
-                    if not is_uri(target):
-                        check_new_image(target, force=order.force, resumed=False)
-                fields = order.model_dump(exclude={"point", "targets"})
-                request = RestoreRequest(point=point.id, name=point.vm.name, targets=targets, **fields)
-                return request, f"restore of {point.vm.name}"
-            case _:
-                point = find_sound(self._repository(), order.point)
-                return VerifyRequest(point=point.id, name=point.vm.name, own=order.own), f"verify {point.vm.name}"
+        return request_of(order, self.vm, self._repository)
 
     def jobs(
         self,
@@ -328,27 +295,8 @@ class Operations:
 
     def readiness(self) -> Readiness:
         """Whether the hub can do its work: whatever it needs is there and answers."""
-        checks = [Check(name=name, error=error) for name, error in self._checks()]
+        checks = list(readiness.checks(self._context))
         return Readiness(ready=not any(check.error for check in checks), checks=checks)
-
-    def _checks(self) -> Iterator[tuple[str, str]]:
-        client = self._context.ledger.client
-        try:
-            client.ping()
-            yield "redis", ""
-            workers = presence.processes(client, HUB_QUEUE)
-            yield "coordinator", "" if workers else "no worker reads the hub's queue"
-        except broker.Unavailable as exc:
-            yield "redis", f"does not answer: {exc}"
-            yield "coordinator", "unknown without Redis"
-        exports = self._context.exports(no_beat, CHECK_SECONDS)
-        yield "exports", "" if exports.answers() else "the exports daemon does not answer"
-        try:
-            if not self._is_new():
-                self._repository()
-            yield "repository", ""
-        except SendenseError as exc:
-            yield "repository", str(exc)
 
     # Behind them
 
@@ -442,17 +390,6 @@ class Operations:
             disk=disk,
             clients=sorted(clients),
         )
-
-
-def _target(text: str) -> str:
-    """An NBD URI that can be one, or an absolute path."""
-    if is_uri(text):
-        return parse(text).uri
-    if not text.startswith("/"):
-        raise InputError(
-            f"{text}: is neither an NBD URI nor an absolute path", "Name the image by its path on the hub."
-        )
-    return text
 
 
 def _vms(view: JobView) -> tuple[str, ...]:

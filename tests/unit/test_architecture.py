@@ -15,7 +15,7 @@ LAYERS = (
     {"sendense.units", "sendense.lifeline", "sendense.beat"},
     {"sendense.errors"},
     {"sendense.models", "sendense.extents", "sendense.retry", "sendense.files"},
-    {"sendense.settings", "sendense.requests", "sendense.pki"},
+    {"sendense.settings", "sendense.requests", "sendense.schedules", "sendense.throttles", "sendense.pki"},
     {"sendense.orders"},
     {"sendense.nbd", "sendense.vsphere"},
     {"sendense.repository", "sendense.exports"},
