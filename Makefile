@@ -19,6 +19,8 @@ bench:
 	.venv/bin/python -m tests.bench.backup $(BENCH_BACKUP)
 	.venv/bin/python -m tests.bench.nodes $(BENCH_NODES)
 	.venv/bin/python -m tests.bench.flower
+	.venv/bin/python -m tests.bench.throttle
+	.venv/bin/python -m tests.bench.page
 
 chaos:
 	./deploy/test tests/chaos

@@ -34,6 +34,9 @@ RETRY_SECONDS = 0.1
 POLL_SECONDS = 0.02
 """Between two looks at whether an export has ended, which takes as long as its requests under way."""
 
+PROBE_EXPORT = "sendense-probe"
+"""Always there, read-only, and all zeroes: for whoever looks whether the exports can be reached and read."""
+
 BEAT_SECONDS = 1.0
 """Between two beats of a caller that waits."""
 
@@ -246,8 +249,9 @@ class _Monitor:
         return await self._client.execute(command, arguments)
 
     async def exports(self) -> dict[str, dict[str, Any]]:
-        """BlockExportInfo by the export's id, which is its name."""
-        return {export["id"]: export for export in await self.execute("query-block-exports")}
+        """BlockExportInfo by the export's id, which is its name; but for that of the probe."""
+        exports = await self.execute("query-block-exports")
+        return {export["id"]: export for export in exports if export["id"] != PROBE_EXPORT}
 
     async def nodes(self, name: str = "") -> list[dict[str, Any]]:
         """BlockDeviceInfo of the nodes that are served, or of those that were made for the export `name`."""

@@ -88,7 +88,8 @@ def sync(path: Path) -> None:
 
 def read_secret(path: Path, setting: str) -> str:
     """Contents of a file without its final newline; InputError, which names the setting, where it cannot be used."""
-    make_it = f"Write the password into it, readable by this user only: install -m 600 /dev/stdin {path}"
+    what = next((word for word in ("token", "secret") if word in setting), "password")
+    make_it = f"Write the {what} into it, readable by this user only: install -m 600 /dev/stdin {path}"
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -103,7 +104,7 @@ def read_secret(path: Path, setting: str) -> str:
     with suppress(UnicodeDecodeError):
         return secret.decode()
     # Raised out here: the decoder's error carries the secret.
-    raise InputError(f"{setting} {path} is not UTF-8 text", "Write the password into it as UTF-8.")
+    raise InputError(f"{setting} {path} is not UTF-8 text", f"Write the {what} into it as UTF-8.")
 
 
 def make_folder(path: Path) -> None:

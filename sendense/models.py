@@ -73,6 +73,14 @@ class SnapshotDisk(Record):
     change_id: str
 
 
+class SnapshotAge(Record):
+    """A snapshot at a site. `age` in seconds."""
+
+    vm: VmRef
+    name: str
+    age: float
+
+
 class DiskSource(Record):
     """What a node needs to open a VM's disk at a snapshot; the site's settings on that node have the rest."""
 
@@ -155,6 +163,8 @@ class Failure(Record):
     uri: str = ""
     """The endpoint that the error is about, where it is about one."""
     stalled: bool = False
+    verdict: str = ""
+    """The doctor's word for it, where there is one."""
     retryable: bool = False
     """Trying again may help."""
     usage: bool = False

@@ -3,11 +3,15 @@
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
 
 from sendense.errors import InputError
 from sendense.requests import BackupMode
+from sendense.schedules import NAME, TIME_OF_DAY, EveryHours
+from sendense.throttles import LEAST_RATE
+from sendense.units import show_bytes
 
 Text = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
@@ -17,8 +21,21 @@ def _integral(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+MOST_RATE = 10**12
+"""Bytes a second: more than any line has."""
+
+
+def _sensible(rate: int) -> int:
+    if rate and not LEAST_RATE <= rate <= MOST_RATE:
+        text = f"a rate is 0 (no limit), or {show_bytes(LEAST_RATE)}/s to {show_bytes(MOST_RATE)}/s"
+        raise PydanticCustomError("rate", "{text}", {"text": text})
+    return rate
+
+
 DiskKey = Annotated[int, Field(ge=0, le=999_999_999), BeforeValidator(_integral)]
 _Count = Annotated[int, Field(ge=0, le=100_000), BeforeValidator(_integral)]
+
+_Weekday = Annotated[int, Field(ge=1, le=7), BeforeValidator(_integral)]
 
 _KEY = re.compile(r"0|[1-9][0-9]{0,8}")
 
@@ -133,6 +150,41 @@ class PruneOrder(_Order):
     dry_run: bool = False
 
 
+class KeepOrder(_Order):
+    """How many restore points of each VM to keep, by the rules of PruneOrder; all 0 for all points."""
+
+    last: _Count = 0
+    daily: _Count = 0
+    weekly: _Count = 0
+    monthly: _Count = 0
+    yearly: _Count = 0
+
+
+class ScheduleOrder(_Order):
+    """A schedule to make: see `sendense.schedules.Schedule`."""
+
+    name: str = Field(default="", max_length=63, pattern=rf"^$|{NAME}")
+    """Made of the VM's or the site's when empty."""
+    vm: str = Field(default="", max_length=1024, pattern=r"^[^\x00-\x1f\x7f]*$")
+    """Empty for all VMs."""
+    site: str = Field(default="", max_length=63)
+    """Of the VM, or of all VMs; empty for all sites."""
+    days: list[_Weekday] = Field(default_factory=list, max_length=7)
+    """ISO weekdays, 1 is Monday; empty for all."""
+    at: str = Field(pattern=TIME_OF_DAY)
+    until: str = Field(default="", pattern=rf"^$|{TIME_OF_DAY}")
+    every_hours: Annotated[EveryHours, BeforeValidator(_integral)] = 24
+    timezone: str = Field(default="", max_length=64)
+    """An IANA name; the hub's own when empty."""
+    at_once: Annotated[int, Field(ge=1, le=1000), BeforeValidator(_integral)] = 2
+    keep: KeepOrder | None = None
+    quiesce: bool = True
+    verify: bool = False
+    notify_success: bool = False
+    replace: bool = False
+    """Take the place of a schedule of this name that orders something else."""
+
+
 class PreviewOrder(_Order):
     """A backup to be looked at, not made."""
 
@@ -142,6 +194,35 @@ class PreviewOrder(_Order):
     disks: list[DiskKey] = Field(default_factory=list, max_length=256)
     with_snapshot: bool = False
     """Make a snapshot to know exactly what changed; it is removed again."""
+
+
+_Rate = Annotated[
+    int,
+    BeforeValidator(_integral),
+    AfterValidator(_sensible),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "const": 0}, {"type": "integer", "minimum": LEAST_RATE, "maximum": MOST_RATE}]}
+    ),
+]
+
+
+class BandOrder(_Order):
+    """A time of day of a throttle, HH:MM to HH:MM, and the ISO weekdays on which it starts, 1 is Monday."""
+
+    start: str = Field(pattern=TIME_OF_DAY)
+    end: str = Field(pattern=TIME_OF_DAY)
+    days: list[_Weekday] = Field(default_factory=list, max_length=7)
+    """Empty for all."""
+
+
+class ThrottleOrder(_Order):
+    """Bytes a second that may be read at a site, on all its nodes together; 0: no limit."""
+
+    rate: _Rate
+    band: BandOrder | None = None
+    """Then; without it, whenever no other band has the time."""
+    timezone: str = Field(default="", max_length=64)
+    """An IANA name, of the clocks that all bands of the site go by; empty: as before, the hub's own at first."""
 
 
 OrderT = TypeVar("OrderT", bound=_Order)

@@ -22,6 +22,8 @@ class BackupRequest(Record):
     disks: list[int] = Field(default_factory=list)
     quiesce: bool = True
     verify: bool = False
+    schedule: str = ""
+    """The name of the schedule that began it."""
 
 
 class RestoreRequest(Record):

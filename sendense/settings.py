@@ -5,16 +5,18 @@ import os
 import re
 import socket
 import tomllib
-from contextlib import suppress
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from sendense.addresses import ADDRESS
+from sendense.addresses import host_and_port as host_and_port
+from sendense.addresses import is_loopback as is_loopback
 from sendense.errors import InputError, NotFound
 from sendense.models import HUB_SITE, LOCAL_SITE
+from sendense.receivers import Notices
 from sendense.retry import BASE_DELAY_SECONDS
 from sendense.units import KiB, MiB
 
@@ -37,8 +39,8 @@ _HUB = re.compile(r"https?://[^@/?#\s]+/?")
 _PASSWORD = re.compile(r"//[^/@]*@")
 """What stands in a URL before the host, where nothing may."""
 
-_ADDRESS = r"^$|^([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"
-"""HOST:PORT, an IPv6 address in brackets."""
+_HIDDEN = ("notices", "webhook")
+"""A value that is not shown, as its path may be a secret."""
 
 
 def _state_home() -> Path:
@@ -122,6 +124,9 @@ class Settings(BaseSettings):
     sites: dict[str, Site] = Field(default_factory=dict)
     """The VMware sites, by name; only in the file."""
 
+    notices: Notices = Notices()
+    """Who is told of failures; only in the file, on a hub."""
+
     node_name: str = Field(default_factory=socket.gethostname, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
     """What this machine is called among the nodes of a hub."""
 
@@ -134,22 +139,22 @@ class Settings(BaseSettings):
     redis_password_file: Path | None = None
     """Holds the password of Redis, readable by its owner alone. Unset: a hub makes one in its state folder."""
 
-    redis_listen: str = Field(default="", pattern=_ADDRESS)
+    redis_listen: str = Field(default="", pattern=ADDRESS)
     """HOST:PORT at which a hub's own Redis takes nodes; unset, it has only its Unix socket."""
 
     exports: str = Field(default="", pattern=r"^$|^nbds?://[^@/?]+$")
     """Where a node reaches the hub's exports: nbd:// or nbds://HOST:PORT; on the hub itself it is known."""
 
-    exports_listen: str = Field(default="", pattern=_ADDRESS)
+    exports_listen: str = Field(default="", pattern=ADDRESS)
     """HOST:PORT at which a hub serves its exports; unset, it has only its Unix socket."""
 
-    api_listen: str = Field(default="127.0.0.1:7780", pattern=_ADDRESS)
+    api_listen: str = Field(default="127.0.0.1:7780", pattern=ADDRESS)
     """HOST:PORT of a hub's API; empty for none."""
 
     api_rate: int = Field(default=1200, ge=1)
     """Requests a minute that the API takes with one token: a program that follows ten jobs makes half as many."""
 
-    flower_listen: str = Field(default="127.0.0.1:5555", pattern=_ADDRESS)
+    flower_listen: str = Field(default="127.0.0.1:5555", pattern=ADDRESS)
     """HOST:PORT of Flower beside a hub; empty for none."""
 
     hub: str = ""
@@ -278,16 +283,14 @@ class Settings(BaseSettings):
         return env_settings, init_settings
 
 
-def host_and_port(address: str) -> tuple[str, int]:
-    """The parts of HOST:PORT."""
-    host, _, port = address.rpartition(":")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+_options: dict[str, str] = {}
+"""The option of a command that a variable is from."""
 
 
-def is_loopback(host: str) -> bool:
-    with suppress(ValueError):
-        return ip_address(host).is_loopback
-    return host == "localhost"
+def give(setting: str, value: str, option: str) -> None:
+    """Set a setting, for this process and its children, that the user gave by an option."""
+    variable = f"{PREFIX}{setting.upper()}"
+    os.environ[variable], _options[variable] = value, option
 
 
 def settings_file() -> Path | None:
@@ -310,13 +313,16 @@ def load_settings() -> Settings:
     try:
         return Settings(**_read(path) if path else {})
     except SettingsError as exc:
-        raise InputError(f"{PREFIX}SITES: {exc}", "Describe sites in the settings file (docs/settings.md).") from exc
+        field = re.search(r'field "(\w+)"', str(exc))
+        hint = "Rather describe it in the settings file (docs/settings.md)."
+        raise InputError(f"{PREFIX}{field[1].upper() if field else '…'}: is no JSON", hint) from exc
     except ValidationError as exc:
         first = exc.errors()[0]
         where = _where(path, first["loc"])
         if first["type"] == "extra_forbidden":
             raise InputError(f"{where}: no such setting", "docs/settings.md lists them all.") from exc
-        value = _PASSWORD.sub("//…@", f" = {first['input']!r}") if first["type"] != "missing" else ""
+        hidden = first["type"] == "missing" or first["loc"][:2] == _HIDDEN or isinstance(first["input"], dict)
+        value = "" if hidden else _PASSWORD.sub("//…@", f" = {first['input']!r}")
         raise InputError(
             f"{where}{value}: {first['msg'].removeprefix('Value error, ')}", "Correct it, or take it out."
         ) from exc
@@ -335,4 +341,4 @@ def _where(path: Path | None, loc: tuple[int | str, ...]) -> str:
     variable = f"{PREFIX}{str(loc[0]).upper()}" if loc else ""
     if path and variable not in os.environ:
         return f"{path}: {'.'.join(map(str, loc))}"
-    return variable
+    return ".".join([_options.get(variable, variable), *map(str, loc[1:])])

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from sendense.models import Difference, Node, Progress, VmRef
 from sendense.repository.points import Point
 from sendense.requests import DiskMode, JobRequest, JobState
+from sendense.schedules import Schedule, Standing
+from sendense.throttles import Band
 
 Kind = Literal["backup", "restore", "verify", "migrate", "delete"]
 
@@ -173,10 +175,29 @@ class NodeView(Node):
 
     drained: bool
     """It was told to take no more work."""
+    limit: int = 0
+    """Bytes a second that may be read at its site now, on all nodes there together; 0: no limit."""
+
+
+class ThrottleView(_View):
+    """A site's throttle, and how much is read there now. Bytes a second, 0: no limit."""
+
+    site: str
+    rate: int
+    """At times that are in no band."""
+    bands: list[Band]
+    timezone: str
+    """Of the bands' times; empty: the hub's own."""
+    limit: int
+    """That is in force now."""
+    holds: bool
+    """It held somebody back in the last seconds."""
+    measured: int
+    """What was read in the last ten seconds."""
 
 
 class ExportView(_View):
-    """An image that the hub serves over NBD, for which job, and which processes have it open (NODE-ROLE/PID)."""
+    """An image that the hub serves over NBD, for which job or of which restore point."""
 
     name: str
     image: str
@@ -185,6 +206,11 @@ class ExportView(_View):
     job: str
     disk: int | None
     clients: list[str]
+    """Processes of a job that have it open (NODE-ROLE/PID); of others' clients qemu does not tell."""
+    point: str = ""
+    """The restore point that is served read-only, until it is removed."""
+    uri: str = ""
+    """Where this hub reaches it."""
 
 
 class ServedDisk(_View):
@@ -195,6 +221,16 @@ class ServedDisk(_View):
     size: int
     export: str
     uri: str
+
+
+class ScheduleView(_View):
+    """A schedule, when it is due next (None while it is paused), and how it stands."""
+
+    schedule: Schedule
+    following: datetime | None
+    standing: Standing
+    is_served: bool
+    """A hub is up, and carries it out."""
 
 
 class RepositoryUsage(_View):
@@ -220,6 +256,16 @@ class Readiness(_View):
 
     ready: bool
     checks: list[Check] = Field(default_factory=list)
+
+
+class WhoAmI(_View):
+    """Whose token a request has, and where else its bearer may look."""
+
+    name: str
+    role: Literal["operator", "reader"]
+    version: str
+    flower: str
+    """Where the hub's Flower is; empty where there is none."""
 
 
 class DiskPreview(_View):

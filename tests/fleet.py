@@ -102,21 +102,22 @@ def wait_for(what: str, condition: Callable[[], object], every: float = 0.02) ->
 class Job:
     """A disk to copy, driven as a coordinator drives it."""
 
-    def __init__(self, fleet: "Fleet", spec: JobSpec, target: Path, window: int) -> None:
+    def __init__(self, fleet: "Fleet", spec: JobSpec, target: Path, window: int, batch_bytes: int) -> None:
         self._fleet, self.spec, self._target, self._window = fleet, spec, target, window
+        self._batch_bytes = batch_bytes
         self.ledger, self.id = fleet.hub.ledger, spec.id
         self.ledger.prepare(spec)
         broker.send_survey(fleet.app, spec)
 
     def tick(self) -> JobState | None:
-        """Begin it once it is planned, in batches of BATCH_BYTES; hand them out, and kill whoever let a claim lapse."""
+        """Begin it once it is planned, in batches of one size; hand them out, and kill whoever let a claim lapse."""
         state = self.ledger.state(self.id)
         if state == "ready":
             survey = self.ledger.survey(self.id)
             assert survey
-            starts = range(0, survey.size, BATCH_BYTES)
+            starts = range(0, survey.size, self._batch_bytes)
             self.ledger.prepare(self.spec)
-            self.ledger.write_plan(self.id, survey, (batch_of([Extent(start, BATCH_BYTES)]) for start in starts))
+            self.ledger.write_plan(self.id, survey, (batch_of([Extent(start, self._batch_bytes)]) for start in starts))
             self.ledger.begin(self.spec)
             state = "copying"
         if state != "copying":
@@ -148,7 +149,12 @@ class Job:
         assert self.ledger.state(self.id) == "copied"
         assert [failure.error for failure in self.ledger.failures(self.id)] == ["ClaimLapsed"] * lapses
         assert (self.progress.retries, self.progress.stalls) == (lapses, lapses)
-        assert self._target.read_bytes() == Path(self.spec.disk.file).read_bytes()
+        assert self.target_is_source()
+
+    def target_is_source(self) -> bool:
+        """Whether all is stored as it was read."""
+        assert self.spec.disk
+        return self._target.read_bytes() == Path(self.spec.disk.file).read_bytes()
 
 
 class Fleet:
@@ -213,9 +219,9 @@ class Fleet:
         """Of all workers."""
         return self.folder / "workers.log"
 
-    def job(self, name: str, batches: int, host: str = "", window: int = 8) -> Job:
+    def job(self, name: str, batches: int, host: str = "", window: int = 8, batch_bytes: int = BATCH_BYTES) -> Job:
         """A disk of so many batches, and a job that copies it: its survey is asked for."""
-        size = batches * BATCH_BYTES
+        size = batches * batch_bytes
         disk, target = self.folder / f"{name}.disk", self.folder / f"{name}.target"
         disk.write_bytes(os.urandom(size))
         target.write_bytes(bytes(size))
@@ -226,6 +232,7 @@ class Fleet:
             JobSpec(id=name, kind="copy", site=SITE, name=name, source="", disk=source, target=server.uri),
             target,
             window,
+            batch_bytes,
         )
         self.jobs.append(job)
         return job

@@ -27,6 +27,7 @@ WORKER = os.environ["SENDENSE_WORKER"]
 app = make_app(REDIS_URL)
 app.set_current()
 app.conf.imports = ("workers.tasks",)
+app.Task.Request = "workers.request:TimedRequest"
 
 LEAVING_SECONDS = 2.0
 """Between two signs of life of a worker that ends the work it has: as often as Celery's heartbeat."""

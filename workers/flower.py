@@ -1,5 +1,5 @@
 """
-`python -m workers.flower`: Flower for operators, as `sendense.supervise.flower` keeps it up.
+`python -m workers.flower`: Flower for operators, as `sendense.supervise.flower` keeps it up, or by itself.
 
 Read-only, and behind a password for every page. All that it needs is in the settings and in files: on Flower's own
 command line would stand the URL of Redis, and variables of its own could open what is closed here.
@@ -17,10 +17,10 @@ from tornado.ioloop import PeriodicCallback
 from tornado.web import authenticated
 
 from sendense.files import read_secret
-from sendense.jobs.access import password_file
+from sendense.jobs.access import password_file, redis_url
 from sendense.jobs.broker import make_app
 from sendense.settings import Settings, host_and_port, load_settings
-from sendense.supervise.flower import USER, read_password
+from sendense.supervise.flower import USER, ensure_password, read_password
 
 MOST_TASKS = 10_000
 """Tasks that are kept: the batches of 1.2 TiB. The oldest go first."""
@@ -44,9 +44,6 @@ stay so: Flower 2.2 waits twice as long before each attempt to connect, without 
 COLUMNS = "name,args,state,retries,worker,started,runtime,exception,uuid,received"
 """Of the list of tasks; the last ones are outside of most windows."""
 
-REDIS = "SENDENSE_REDIS"
-"""The variable with its URL."""
-
 
 class _Metrics(Metrics):  # type: ignore[misc]  # Flower has no types
     """Flower itself gives its metrics to anybody."""
@@ -68,8 +65,9 @@ class _Flower(Flower):  # type: ignore[misc]
     @property
     def broker_uri_with_password(self) -> str:
         """For the queues' lengths: Flower asks Redis for these by itself, and knows nothing of our password files."""
-        url = os.environ[REDIS]
-        file = password_file(url, load_settings())
+        settings = load_settings()
+        url = redis_url(settings)
+        file = password_file(url, settings)
         password = f":{quote(read_secret(file, 'redis_password_file'), safe='')}@" if file else ""
         kind, _, place = url.partition("://")
         return f"{'redis+socket' if kind == 'unix' else kind}://{password}{place}"
@@ -115,7 +113,9 @@ def main() -> None:
     """Run until a signal ends it: it keeps nothing."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("tornado.access").setLevel(logging.ERROR)  # not every page that a browser may not see
-    flower = make_flower(load_settings(), os.environ[REDIS])
+    settings = load_settings()
+    ensure_password(settings)
+    flower = make_flower(settings, redis_url(settings))
     PeriodicCallback(_Hearing(flower).look, DEAF_SECONDS * 1000).start()
     PeriodicCallback(flower.update_workers, INSPECT_EVERY_SECONDS * 1000).start()
     flower.start()

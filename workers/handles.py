@@ -11,6 +11,7 @@ from sendense.errors import ConnectionsTaken, ExportGone, InputError, NoSuchExpo
 from sendense.exports import reach
 from sendense.jobs.ledger import Ledger, LedgerUnavailable
 from sendense.jobs.slots import Slots
+from sendense.jobs.throttle import SiteThrottle
 from sendense.models import JobSpec
 from sendense.nbd.connect import Beat, Connection, connect
 from sendense.nbd.uri import parse
@@ -52,6 +53,7 @@ class Handles:
         self._ledger, self._watch, self._settings, self._worker = ledger, watch, settings, worker
         self._pid = 0
         self._open: OrderedDict[str, _Open] = OrderedDict()
+        self._throttles: dict[str, SiteThrottle] = {}
         self._using = ""
         """The job whose connections the task under way uses, or the last one used: the thread leaves them alone."""
         self._closing = threading.Lock()
@@ -70,6 +72,15 @@ class Handles:
     def target(self, spec: JobSpec, beat: Beat) -> Connection:
         """The job's connection to its target."""
         return self._link(spec, spec.target, beat)
+
+    def throttle(self, spec: JobSpec) -> SiteThrottle | None:
+        """What this process may read at the site that a VM's disk is at; None for any other source."""
+        if not spec.disk:
+            return None
+        site = spec.disk.site
+        if site not in self._throttles:
+            self._throttles[site] = SiteThrottle(self._watch, site, self._me)
+        return self._throttles[site]
 
     def words(self, spec: JobSpec) -> str:
         """What the job's own nbdkit said last."""
@@ -118,6 +129,7 @@ class Handles:
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self._open.clear()
+            self._throttles.clear()
             self._disks = self._no_disks()
             threading.Thread(target=self._keep_tidy, name="handles", daemon=True).start()
         name = spec.of or spec.id

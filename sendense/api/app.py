@@ -11,8 +11,14 @@ from sendense.api import problems
 from sendense.api.calls import Calls, calls_of
 from sendense.api.gate import GUARDED, Gate
 from sendense.api.limits import Limits
+from sendense.api.maps import maps
+from sendense.api.metrics import metrics
+from sendense.api.notices import notices
+from sendense.api.page import page
 from sendense.api.problems import RETRY_SECONDS, ProblemDetails
-from sendense.api.routes import api
+from sendense.api.routes import api, guarded
+from sendense.api.schedules import schedules
+from sendense.api.throttles import throttles
 from sendense.views import Readiness
 
 _ABOUT = """\
@@ -42,6 +48,12 @@ def make_app(calls: Calls, limits: Limits) -> FastAPI:
     problems.install(app)
     app.add_middleware(Gate, calls=calls, limits=limits)
     app.include_router(api)
+    app.include_router(maps, prefix=api.prefix, dependencies=guarded)
+    app.include_router(notices, prefix=api.prefix, dependencies=guarded)
+    app.include_router(schedules, prefix=api.prefix, dependencies=guarded)
+    app.include_router(throttles, prefix=api.prefix, dependencies=guarded)
+    app.include_router(metrics, dependencies=guarded)
+    app.include_router(page)
     app.get("/healthz", tags=["hub"], response_model=dict[str, str])(healthz)
     app.get("/readyz", tags=["hub"], response_model=Readiness, responses={503: {"model": Readiness}})(readyz)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]

@@ -17,6 +17,7 @@ from sendense.coordinator.context import Context
 from sendense.errors import InternalError, SendenseError
 from sendense.jobs import broker
 from sendense.service.audit import Audit, Who
+from sendense.service.metrics import Metrics
 from sendense.service.operations import LOOK_SECONDS, POWER_SECONDS, SNAPSHOT_SECONDS, Operations
 from sendense.service.tokens import Tokens
 from sendense.views import Check, Deletion, Job, Readiness
@@ -45,6 +46,8 @@ class Calls:
         self._long = ThreadPoolExecutor(THREADS, "long")
         self._look = ThreadPoolExecutor(2, "look")
         self._readiness: asyncio.Task[Readiness] | None = None
+        self._metrics = Metrics(prompt)
+        self._scrape = ThreadPoolExecutor(1, "scrape")
         self.closing: Callable[[], bool] = lambda: False
         """Whether the process is to end."""
         self.streams = 0
@@ -76,6 +79,10 @@ class Calls:
         if not self._readiness or self._readiness.done():
             self._readiness = asyncio.create_task(self._looked())
         return await asyncio.shield(self._readiness)
+
+    async def metrics_text(self) -> bytes:
+        """The metrics; several scrapes at once wait for one another, which takes milliseconds."""
+        return await _within(self._scrape, self._metrics.text, QUICK)
 
     async def _looked(self) -> Readiness:
         try:

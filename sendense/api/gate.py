@@ -22,8 +22,8 @@ from sendense.service.tokens import Token
 
 log = logging.getLogger(__name__)
 
-GUARDED = "/api/"
-"""Begins the paths that need a token."""
+GUARDED = ("/api/", "/metrics")
+"""Begin the paths that need a token."""
 
 LOOKING = ("GET", "HEAD", "OPTIONS", "TRACE")
 """Methods that change nothing."""

@@ -8,6 +8,8 @@ from fastapi.routing import APIRoute
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from starlette.convertors import Convertor, register_url_convertor
 
+from sendense.maps import Part
+
 
 class _Vm(Convertor[str]):
     """A VM's name in a path, of inventory paths too; what ends in the name of a route is that route's."""
@@ -66,6 +68,17 @@ DiskQuery = Annotated[
     Annotated[int, Field(ge=0, le=999_999_999, strict=True), BeforeValidator(_whole)] | None,
     WithJsonSchema({"type": "integer", "minimum": 0, "maximum": 999_999_999}),
     Query(description="One disk, by its device key; all without it."),
+]
+PlaceQuery = Annotated[
+    Annotated[int, Field(ge=0, le=9999, strict=True), BeforeValidator(_whole)],
+    Query(description="A disk, by its place among the job's `disks`, counted from 0."),
+]
+PartQuery = Annotated[Part, Query(description="The copying of the disk, or its being read back by the same job.")]
+Cursor = Annotated[
+    str,
+    Query(
+        pattern=rf"^({_EVENT}\.[0-9a-f]{{8}})?$", description="The `cursor` of an earlier answer: what changed since."
+    ),
 ]
 After = Annotated[str, Query(pattern=rf"^({_EVENT})?$", description="An event's id: what came after that one.")]
 

@@ -25,6 +25,7 @@ from sendense.errors import (
     SiteFailed,
     SiteSilent,
 )
+from sendense.jobs.access import RedisRefused
 from sendense.jobs.broker import Unavailable
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,7 @@ TIME_IS_UP = Kind(504, "time-is-up", "It took too long")
 KINDS = [each for each in list(globals().values()) if isinstance(each, Kind)]
 
 _BY_ERROR: tuple[tuple[type[SendenseError], Kind], ...] = (
+    (RedisRefused, UNAVAILABLE),
     (NotFound, NOT_FOUND),
     (Conflict, CONFLICT),
     (InputError, INVALID),

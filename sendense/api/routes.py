@@ -59,9 +59,10 @@ from sendense.views import (
 )
 
 _bearer = HTTPBearer(auto_error=False, description="Made by `sendense token create`.")  # only for the document
-_guarded = [Depends(_bearer), Depends(no_others)]
+guarded = [Depends(_bearer), Depends(no_others)]
+"""What every route under /api/v1 has; the gate has looked at the token before."""
 
-api = APIRouter(prefix="/api/v1", dependencies=_guarded)
+api = APIRouter(prefix="/api/v1", dependencies=guarded)
 _points = APIRouter()
 
 
@@ -181,13 +182,15 @@ async def events(
     call: Call,
     job: JobInPath,
     after: After = "",
+    progress: Flag = "false",
     last: LastEventId = "",
     accept: Annotated[str, Header(include_in_schema=False)] = "",
 ) -> Response:
     """
     A job's history, oldest first; with `Accept: text/event-stream` as it happens.
 
-    A stream's messages are Events, each with its id. The last one is named `end`, and has the Job as it ended.
+    A stream's messages are Events, each with its id. The last one is named `end`, and has the Job as it ended. With
+    `progress` there are messages named `job` as well, with the Job whenever something of it changed.
     """
     after = last or after or "-"
     if not wants_stream(accept):
@@ -195,7 +198,8 @@ async def events(
     id = await call.calls.run(lambda hub: hub.job(job).id, ASKING)
     if call.calls.streams >= STREAMS:
         return problem(request, problems.UNAVAILABLE, f"{STREAMS} event streams are open", "Close some, or poll.")
-    return EventStream(call.calls, cast(Token, request.scope["state"]["token"]), id, after)
+    token = cast(Token, request.scope["state"]["token"])
+    return EventStream(call.calls, token, id, after, progress=progress == "true")
 
 
 # Restore points, which are what backups make: under both names

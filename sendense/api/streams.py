@@ -23,11 +23,14 @@ STREAMS = 64
 LOOK_SECONDS = 1.0
 """Between two looks at the job."""
 
-HEARTBEAT_SECONDS = 5.0
-"""Between two signs of life of a stream whose job has nothing to tell: proxies cut silent ones off after a minute."""
+HEARTBEAT_SECONDS = 2.0
+"""Between two signs of life of a stream whose job has nothing to tell: a client that hears nothing gives it up."""
 
 AWAY_SECONDS = 60.0
 """A stream ends when the hub's Redis does not answer for so long; the client then asks again by itself."""
+
+AWAY_SOON_SECONDS = 5.0
+"""The same for who also wants the progress: somebody looks at it, and should hear that there is none."""
 
 AGAIN_MILLISECONDS = 2000
 """Until a client whose stream broke asks again."""
@@ -36,8 +39,10 @@ AGAIN_MILLISECONDS = 2000
 class EventStream(StreamingResponse):
     """The events of a job after one of them; ends with the job, with its token, or with the process."""
 
-    def __init__(self, calls: Calls, token: Token, job: str, after: str) -> None:
+    def __init__(self, calls: Calls, token: Token, job: str, after: str, *, progress: bool) -> None:
+        """`progress`: also the job itself, whenever something of it changed."""
         self._calls, self._token, self._job, self._after = calls, token, job, after
+        self._progress, self._away = progress, AWAY_SOON_SECONDS if progress else AWAY_SECONDS
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(self._messages(), 200, headers, MEDIA_TYPE)
 
@@ -52,13 +57,14 @@ class EventStream(StreamingResponse):
     async def _events(self) -> AsyncIterator[str]:
         yield f"retry: {AGAIN_MILLISECONDS}\n\n"
         said = heard = time.monotonic()
+        shown = ""
         while not self._calls.closing() and self._calls.tokens.are_with(self._token):
             try:
                 job, events = await self._calls.run(self._look, QUICK)
                 heard = time.monotonic()
             except (TimeIsUp, InternalError, *Unavailable):
                 job, events = None, []
-                if time.monotonic() - heard > AWAY_SECONDS:
+                if time.monotonic() - heard > self._away:
                     return
             except SendenseError:  # the job is not remembered any more
                 return
@@ -68,8 +74,11 @@ class EventStream(StreamingResponse):
             if job and job.has_ended:
                 yield f"event: end\ndata: {job.model_dump_json()}\n\n"
                 return
-            if events:
-                said = time.monotonic()
+            now = job.model_dump_json() if job and self._progress else shown
+            if now != shown:
+                yield f"event: job\ndata: {now}\n\n"
+            if events or now != shown:
+                said, shown = time.monotonic(), now
             elif time.monotonic() - said > HEARTBEAT_SECONDS:
                 said = time.monotonic()
                 yield ":\n\n"

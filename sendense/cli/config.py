@@ -1,11 +1,10 @@
 """The `sendense config` commands."""
 
-import os
-import stat
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,15 +15,19 @@ from sendense.errors import InputError, SendenseError
 from sendense.units import show_bytes
 
 if TYPE_CHECKING:
+    from sendense.receivers import Notices, Receiver
     from sendense.settings import Settings, Site
 
 config_app = typer.Typer(help="The settings, and whether they work.", no_args_is_help=True)
 
 NBDKIT_SECONDS = 20.0
-"""For nbdkit to load a plugin and tell about it; VDDK's libraries are large."""
+"""For nbdkit to tell its version."""
 
-_LIBRARIES = ("script", "libdir")
-"""The plugin's parameters without which it does not load."""
+CONNECT_SECONDS = 5.0
+"""For a hub's exports to take a connection: more is a wrong address, or a firewall."""
+
+NBD_PORT = 10809
+"""Where an NBD URI names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +47,11 @@ def _config() -> None:
 
 @config_app.command()
 def check(
-    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the sites' vCenters.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask neither vCenters nor receivers of notices.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array in place of the lines.")] = False,
 ) -> None:
     """
-    Look whether all that the settings name is there and usable: folders, password files, nbdkit, vCenters.
+    Look whether all that the settings name is there and usable: folders, files, nbdkit, vCenters, who gets notices.
 
     Exit status 2 when something is wrong.
     """
@@ -59,6 +62,8 @@ def check(
     found += _check_machine(settings)
     for name, site in settings.sites.items():
         found += _check_site(name, site, offline=offline)
+    found += _check_roles(settings, offline=offline)
+    found += _check_notices(settings.notices, offline=offline)
     if as_json:
         print_json([asdict(each) | {"ok": not each.error} for each in found])
     else:
@@ -79,17 +84,92 @@ def _check_machine(settings: "Settings") -> Iterator[Checked]:
 
 
 def _check_site(name: str, site: "Site", *, offline: bool) -> Iterator[Checked]:
-    yield _checked(f"{name}: password file", lambda: _password(site))
-    yield _checked(f"{name}: nbdkit plugin", lambda: _plugin(site))
+    from sendense.diagnosis import sites
+    from sendense.vsphere import plugin
+
+    yield _checked(f"{name}: password file", lambda: sites.password(site.password_file))
+    yield _checked(f"{name}: nbdkit plugin", lambda: plugin.describe(site))
     if not offline:
         yield _checked(f"{name}: vCenter", lambda: _vcenter(name, site))
 
 
+def _check_roles(settings: "Settings", *, offline: bool) -> Iterator[Checked]:
+    """What a hub or a node needs; where none of it is set, nothing is said."""
+    from sendense import pki
+    from sendense.diagnosis import machine
+    from sendense.diagnosis.redis import RedisLooks
+    from sendense.files import read_secret
+
+    if folder := settings.tls_dir:
+        kinds = (pki.SERVER_CERT,) if (folder / pki.SERVER_CERT).exists() else ()
+        yield _checked("certificates", lambda: machine.certificates(folder, (pki.CA_CERT, pki.CLIENT_CERT, *kinds)))
+    if (file := settings.redis_password_file) and (settings.redis or file.exists()):  # else a hub makes it
+        yield _checked("redis password", lambda: read_secret(file, "redis_password_file") and str(file))
+    if settings.redis and not offline:
+        redis = RedisLooks(settings)
+        yield _checked("redis", lambda: f"{redis.reach()}: {redis.answer()}")
+    if settings.exports and not offline:
+        yield _checked("exports", lambda: _reach(settings.exports))
+    for setting in ("redis_listen", "exports_listen", "api_listen", "flower_listen"):
+        address = getattr(settings, setting)
+        if address and setting in settings.model_fields_set:  # by default a machine that is no hub has them as well
+            yield _checked(setting, partial(_listens, settings, setting, address))
+
+
+def _reach(uri: str) -> str:
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(uri)
+    try:
+        socket.create_connection((parts.hostname or "", parts.port or NBD_PORT), CONNECT_SECONDS).close()
+    except OSError as exc:
+        hint = "Start the hub, or the tunnel; or correct exports. More: sendense doctor --node"
+        raise InputError(f"{uri}: {exc.strerror or exc}", hint) from exc
+    return uri
+
+
+def _listens(settings: "Settings", setting: str, address: str) -> str:
+    """Whether somebody may listen there; a hub that runs does so already."""
+    from sendense.hub.folder import is_locked, service_lock
+    from sendense.supervise.web import refusal
+
+    if is_locked(service_lock(settings.hub_dir)):
+        return f"{address}, of the hub that runs"
+    if why := refusal(address):
+        raise InputError(f"{address}: {why}", f"Set {setting} to an address of this machine and a free port.")
+    return address
+
+
+def _check_notices(notices: "Notices", *, offline: bool) -> Iterator[Checked]:
+    from sendense.service import mail, webhook
+
+    reaches = {"webhook": webhook.reach, "mail": mail.reach}
+    secrets = {"webhook": webhook.secret, "mail": mail.password}
+    for receiver in notices.receivers:
+
+        def look(receiver: "Receiver" = receiver) -> str:
+            secrets[receiver](notices)
+            webhook.trusting(notices)
+            outcome = reaches[receiver](notices) if not offline else None
+            if outcome and outcome.error:
+                hint = "Correct [notices] in the settings file, or the receiver; try: sendense notices test"
+                raise InputError(outcome.error, hint)
+            return notices.show(receiver)
+
+        yield _checked(f"notices: {receiver}", look)
+
+
 def _checked(thing: str, look: Callable[[], str]) -> Checked:
+    from sendense.diagnosis.finding import Trouble
+
     try:
         return Checked(thing, look())
     except SendenseError as exc:
         return Checked(thing, error=str(exc), fix=exc.hint)
+    except Trouble as exc:
+        if exc.result == "warning":
+            return Checked(thing, f"{exc.detail}: {exc.fix}")
+        return Checked(thing, error=exc.detail, fix=exc.fix)
 
 
 def _state(settings: "Settings") -> str:
@@ -97,6 +177,14 @@ def _state(settings: "Settings") -> str:
 
     check_path(settings)
     return _writable(settings.state_dir, "state_dir")
+
+
+def _writable(path: Path, setting: str) -> str:
+    """The folder, when this user may write there or make it; InputError otherwise."""
+    from sendense.diagnosis.machine import writable
+
+    path = path.absolute()
+    return str(path) if writable(path, setting) == path else f"{path}, which will be made"
 
 
 def _repository(settings: "Settings") -> str:
@@ -115,39 +203,6 @@ def _repository(settings: "Settings") -> str:
     return f"{path}: {points + broken} restore points{bad}, {show_bytes(repository.free())} free"
 
 
-def _writable(path: Path, setting: str) -> str:
-    """The folder, when this user may write there or make it; InputError otherwise."""
-    path = path.absolute()
-    with _named(setting, path):
-        there = next(each for each in (path, *path.parents) if each.exists())
-        if not there.is_dir():
-            raise InputError(f"{there}: is no folder", f"Set {setting} to a folder.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{there}: may not be written by this user", f"Set {setting} to a folder that may be written.")
-    return str(path) if there == path else f"{path}, which will be made"
-
-
-def _password(site: "Site") -> str:
-    path = site.password_file
-    with _named("password_file", path):
-        mode, size = path.stat().st_mode, path.stat().st_size
-        path.open("rb").close()
-    if stat.S_IMODE(mode) & 0o077:
-        raise InputError(f"{path} is open to others (mode {stat.S_IMODE(mode):04o})", f"Run: chmod 600 {path}")
-    if not size:
-        raise InputError(f"{path} is empty", "Write the password into it.")
-    return f"{path}, mode {stat.S_IMODE(mode):04o}"
-
-
-def _plugin(site: "Site") -> str:
-    options = [f"{key}={site.nbdkit_options[key]}" for key in _LIBRARIES if key in site.nbdkit_options]
-    filters = [f"--filter={name}" for name in site.nbdkit_filters]
-    told = _output("nbdkit", *filters, "--dump-plugin", site.nbdkit_plugin, *options)
-    values = dict(line.split("=", 1) for line in told.splitlines() if "=" in line)
-    version = values.get("vddk_library_version") or values.get("version", "")
-    return f"{site.nbdkit_plugin} {version}".strip()
-
-
 def _vcenter(name: str, site: "Site") -> str:
     from sendense.vsphere.session import open_session
 
@@ -157,7 +212,7 @@ def _vcenter(name: str, site: "Site") -> str:
 
 
 def _output(*command: str) -> str:
-    """What a command says; InputError with its complaint when it fails, is missing or hangs."""
+    """What a command says; InputError when it is missing or hangs."""
     try:
         done = subprocess.run(
             command, capture_output=True, errors="replace", stdin=subprocess.DEVNULL, timeout=NBDKIT_SECONDS
@@ -166,17 +221,4 @@ def _output(*command: str) -> str:
         raise InputError(f"{command[0]}: {exc.strerror}", "Run 'sendense doctor' for what this machine needs.") from exc
     except subprocess.TimeoutExpired as exc:
         raise InputError(f"'{' '.join(command)}' did not answer in {NBDKIT_SECONDS:.0f} s", "Try it by hand.") from exc
-    if done.returncode:
-        said = next(iter(done.stderr.strip().splitlines()), "it does not say why")
-        raise InputError(
-            said.removeprefix("nbdkit: error: "), f"Set nbdkit_plugin and nbdkit_options; try: {' '.join(command)}"
-        )
-    return done.stdout.strip()
-
-
-@contextmanager
-def _named(setting: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise InputError(f"{path}: {exc.strerror or exc}", f"Correct {setting}, or the file.") from exc
+    return done.stdout.strip() if not done.returncode else "does not tell its version"

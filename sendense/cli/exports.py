@@ -1,4 +1,4 @@
-"""The `sendense exports` command."""
+"""The `sendense exports` commands."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,9 +10,16 @@ from sendense.cli.tables import Note, print_json, print_table, say
 if TYPE_CHECKING:
     from sendense.views import ExportView
 
+exports_app = typer.Typer(help="What the hub serves over NBD.", no_args_is_help=False)
 
-def exports(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """What the hub serves over NBD: which image, for which job, and who has it open."""
+
+@exports_app.callback(invoke_without_command=True)
+def list_exports(
+    context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
+    """What the hub serves over NBD: for which job, or of which restore point, and who has it open."""
+    if context.invoked_subcommand:
+        return
     with open_hub() as hub:
         found = hub.exports()
     if as_json:
@@ -24,9 +31,26 @@ def exports(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     rows: list[list[str] | Note] = []
     for export in found:
         disk = "" if export.disk is None else str(export.disk)
-        rows.append([export.job, disk, _mode(export), ", ".join(export.clients)])
+        rows.append([_of(export), disk, _mode(export), ", ".join(export.clients)])
         rows += [Note(f"export {export.name}"), Note(f"image {export.image}")]
-    print_table(["job", "disk", "mode", "clients"], rows)
+        rows += [Note(f"at {export.uri}")] if export.point else []
+    print_table(["of", "disk", "mode", "clients"], rows)
+
+
+@exports_app.command()
+def remove(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The export's name, as 'sendense exports' has it.")],
+) -> None:
+    """End an export that 'sendense serve' began: its clients are cut off."""
+    with open_hub() as hub:
+        hub.unserve(name)
+    say(f"export {name} is removed")
+
+
+def _of(export: "ExportView") -> str:
+    if export.job:
+        return f"job {export.job}"
+    return f"point {export.point}" if export.point else "no job"
 
 
 def _mode(export: "ExportView") -> str:

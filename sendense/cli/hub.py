@@ -31,7 +31,8 @@ def hub(log_json: LogJson = False) -> None:
     except Urgent:
         return
     except SendenseError as exc:
-        journal.tell("hub", str(exc), "error", action="failed", hint=exc.hint)
+        if log_json:  # for people, whoever called prints it
+            journal.tell("hub", str(exc), "error", action="failed", hint=exc.hint)
         raise
     finally:
         journal.close()

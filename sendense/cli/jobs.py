@@ -1,13 +1,12 @@
 """The `sendense jobs` commands."""
 
 import sys
-import time
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from sendense.cli.ending import EXIT_FAILED
-from sendense.cli.opening import open_hub, pace
+from sendense.cli.opening import open_hub, pace, to_stderr
 from sendense.cli.running import conclude, describe_result, follow_job, show_result, working_hub
 from sendense.units import show_bytes, show_seconds
 
@@ -15,9 +14,6 @@ if TYPE_CHECKING:
     from sendense.views import Job
 
 jobs_app = typer.Typer(help="What was done, is being done, and how to go on with it.", no_args_is_help=False)
-
-EVENTS_SECONDS = 0.5
-"""Between two looks for new lines of a job's history."""
 
 PAGE = 50
 """Jobs that are asked for at once."""
@@ -132,20 +128,16 @@ def events(
     as_json: _Json = False,
 ) -> None:
     """The job's history; with --json one object a line."""
-    told = "-"
+    from sendense.hub.following import news
+    from sendense.requests import Event
+
     # Whoever follows for long also does the work: others would wait for it.
     with open_hub(_quietly, work=follow) as hub:
-        while True:
-            found = hub.job(job)
-            for event in hub.events(found.id, told):
-                told = event.id
-                line = (
-                    event.model_dump_json() if as_json else f"{event.time.astimezone():%Y-%m-%d %H:%M:%S}  {event.text}"
-                )
-                print(line, flush=True)
-            if found.has_ended or not follow:
-                return
-            time.sleep(EVENTS_SECONDS)
+        id = hub.job(job).id
+        for found in news(hub, id, "-", pace(), to_stderr) if follow else hub.events(id):
+            if isinstance(found, Event):
+                time = f"{found.time.astimezone():%Y-%m-%d %H:%M:%S}"
+                print(found.model_dump_json() if as_json else f"{time}  {found.text}", flush=True)
 
 
 @jobs_app.command()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import sys
 import threading
@@ -11,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from sendense.cli.amounts import read_bytes
 from sendense.errors import InputError
-from sendense.units import GiB, KiB, MiB, show_bytes
+from sendense.units import show_bytes
 
 lab_app = typer.Typer(name="lab", no_args_is_help=True, help="A simulated VMware site to try Sendense with.")
 
@@ -26,15 +26,6 @@ def _default_folder() -> Path:
 
 
 _DEFAULT_FOLDER = _default_folder()
-_UNITS = {"": 1, "K": KiB, "M": MiB, "G": GiB, "T": 1024 * GiB}
-
-
-def _bytes(text: str) -> int:
-    """Bytes from '64M', '1.5G' or '4096'."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if not match:
-        raise InputError(f"{text}: not a size", "Give bytes, or a number with K, M, G or T.")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 @lab_app.command()
@@ -57,7 +48,7 @@ def up(
 
     if not (folder / "state.json").exists():
         print(f"making the disks of a new site in {folder}", file=sys.stderr)
-    running = start(folder, Plan(vms, disks, _bytes(disk_size), None if fill is None else _bytes(fill)), port)
+    running = start(folder, Plan(vms, disks, read_bytes(disk_size), None if fill is None else read_bytes(fill)), port)
 
     def stop(signum: int, frame: object) -> None:
         threading.Thread(target=running.server.shutdown).start()
@@ -103,7 +94,7 @@ def write(
     """Have the guest of a running machine add, change and delete files."""
     from sendense.lab.client import LabClient
 
-    done = LabClient(folder).write_files(vm, disk, files=files, size=_bytes(size))
+    done = LabClient(folder).write_files(vm, disk, files=files, size=read_bytes(size))
     for verb, names in (("added", done.added), ("changed", done.changed), ("deleted", done.deleted)):
         print(f"{verb} {len(names)}: {' '.join(names)}".rstrip(": "))
     print(f"disk {done.key}: {show_bytes(done.bytes)} in {len(done.areas)} areas changed")
@@ -183,7 +174,7 @@ def _knob(name: str, text: str) -> Any:
             return {"percent": float(text.rstrip("%") or 0)}
         return {"areas": [[int(number) for number in part.split("+", 1)] for part in text.split(",")]}
     if name in ("read_rate", "window_bytes"):
-        return _bytes(text)
+        return read_bytes(text)
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     return float(text) if "." in text else text

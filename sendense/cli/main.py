@@ -1,6 +1,5 @@
 """The `sendense` command: registers the commands, and turns errors into one or two lines and an exit status."""
 
-import os
 import sys
 import traceback
 from typing import Annotated, Any
@@ -13,17 +12,21 @@ from sendense.cli.config import config_app
 from sendense.cli.copy import copy
 from sendense.cli.doctor import doctor
 from sendense.cli.ending import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
-from sendense.cli.exports import exports
+from sendense.cli.exports import exports_app
 from sendense.cli.hub import hub
 from sendense.cli.jobs import jobs_app
 from sendense.cli.lab import lab_app
 from sendense.cli.migrate import migrate
 from sendense.cli.node import node
 from sendense.cli.nodes import nodes_app
+from sendense.cli.notices import notices_app
 from sendense.cli.pki import pki_app
 from sendense.cli.points import points_app
 from sendense.cli.restore import restore, verify
+from sendense.cli.schedule import schedule_app
 from sendense.cli.serve import serve
+from sendense.cli.state import state_app
+from sendense.cli.throttle import throttle_app
 from sendense.cli.token import token_app
 from sendense.cli.vms import vms_app
 from sendense.errors import InputError, InternalError, SendenseError
@@ -45,20 +48,24 @@ app.command()(restore)
 app.command()(verify)
 app.command()(migrate)
 app.command()(serve)
-app.command()(exports)
 app.command()(hub)
 app.command()(node)
 app.add_typer(vms_app, name="vms")
 app.add_typer(points_app, name="points")
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(nodes_app, name="nodes")
+app.add_typer(schedule_app, name="schedule")
+app.add_typer(notices_app, name="notices")
+app.add_typer(throttle_app, name="throttle")
+app.add_typer(exports_app, name="exports")
 app.add_typer(config_app, name="config")
 app.add_typer(pki_app, name="pki")
 app.add_typer(lab_app, name="lab")
 app.add_typer(token_app, name="token")
+app.add_typer(state_app, name="state")
 
 
-HERE_ONLY = {"copy", "doctor", "config", "pki", "lab", "hub", "node", "token"}
+HERE_ONLY = {"copy", "doctor", "config", "pki", "lab", "hub", "node", "token", "state"}
 """Commands that are about this machine."""
 
 
@@ -87,7 +94,9 @@ def options(
             "Leave --hub out, or run it on the machine that it is to be about.",
         )
     if hub:
-        os.environ["SENDENSE_HUB"] = hub
+        from sendense.settings import give
+
+        give("hub", hub, "--hub")
 
 
 def main() -> None:
@@ -117,11 +126,14 @@ def main() -> None:
 
 def _options_first(words: list[str]) -> list[str]:
     """The options of all commands are also taken behind the command's name."""
-    first, rest, left = [], [], iter(words)
+    first: list[str] = []
+    rest: list[str] = []
+    left = iter(words)
     for word in left:
-        if word == "--debug" or word.startswith("--hub="):
+        is_doctors = rest[:1] == ["doctor"]  # it has a --hub of its own
+        if word == "--debug" or (word.startswith("--hub=") and not is_doctors):
             first.append(word)
-        elif word == "--hub":
+        elif word == "--hub" and not is_doctors:
             url = next(left, "")
             if not url:
                 raise InputError("--hub names no hub", "Give the URL of its API: --hub https://HOST:PORT")

@@ -24,18 +24,17 @@ def node(
     seconds to end, and the rest is handed to other nodes; a second one ends it at once. More: docs/nodes.md.
     """
     import logging
-    import os
 
     from sendense.errors import SendenseError
     from sendense.node.service import NodeService
-    from sendense.settings import PREFIX, load_settings
+    from sendense.settings import give, load_settings
     from sendense.supervise.journal import Handler, Journal, stdout
     from sendense.supervise.stopping import Stop, Urgent
 
     # By the environment, so that its workers have the same.
-    for setting, value in (("NODE_NAME", name), ("PROCESSES", processes)):
+    for setting, value, option in (("node_name", name, "--name"), ("processes", processes, "--processes")):
         if value is not None:
-            os.environ[f"{PREFIX}{setting}"] = str(value)
+            give(setting, str(value), option)
     stop, settings = Stop(), load_settings()
     stop.listen()
     journal = Journal(stdout(), as_json=log_json)
@@ -45,7 +44,8 @@ def node(
     except Urgent:
         return
     except SendenseError as exc:
-        journal.tell(settings.node_name, str(exc), "error", action="failed", hint=exc.hint)
+        if log_json:  # for people, whoever called prints it
+            journal.tell(settings.node_name, str(exc), "error", action="failed", hint=exc.hint)
         raise
     finally:
         journal.close()

@@ -39,6 +39,8 @@ def list_nodes(context: typer.Context, as_json: _Json = False) -> None:
             f"{node.round_trip * 1000:.1f} ms",
         ]
         rows.append([node.name, node.site, node.host, _state(node), *counts, node.tunnel.verdict])
+        if node.limit:
+            rows.append(Note(f"all nodes of {node.site} together may read {show_bytes(node.limit)}/s"))
         if node.tunnel.verdict != "ok" and node.tunnel.detail:
             rows.append(Note(f"tunnel: {node.tunnel.detail}"))
     headings = ["node", "site", "host", "state", "procs", "active", "rate", "trip", "tunnel"]

@@ -9,7 +9,9 @@ from urllib.parse import quote
 from pydantic import BaseModel, TypeAdapter
 
 from sendense.errors import NotFound
+from sendense.maps import CopyMap, Part
 from sendense.models import VmInfo
+from sendense.notices import NoticeSent, NoticesView
 from sendense.orders import (
     BackupOrder,
     DeleteOrder,
@@ -18,6 +20,8 @@ from sendense.orders import (
     PreviewOrder,
     PruneOrder,
     RestoreOrder,
+    ScheduleOrder,
+    ThrottleOrder,
     VerifyOrder,
     make_order,
 )
@@ -35,13 +39,18 @@ from sendense.views import (
     Preview,
     Pruning,
     RepositoryUsage,
+    ScheduleView,
     ServedDisk,
     SiteView,
+    ThrottleView,
     VmPoints,
 )
 
 QUICK_SECONDS = 30.0
 """For an answer that the hub has at hand, or finds in its repository. Each limit is longer than the hub's own."""
+
+SILENT_SECONDS = 5.0
+"""For which a hub that tells of a job may say nothing: it says each second what changed, or that it is there."""
 
 SITE_SECONDS = 150.0
 """For one that a site has to give."""
@@ -170,6 +179,18 @@ def events(job: str, after: str = "-") -> Call[list[Event]]:
     return _get(f"/jobs/{_part('job', job)}/events", TypeAdapter(list[Event]), after="" if after == "-" else after)
 
 
+def stream(job: str, after: str = "-") -> Call[None]:
+    """The same as it happens, with the job's progress: server-sent events (`client.streams`)."""
+    query = _given({"after": "" if after == "-" else after, "progress": "true"})
+    path = f"/jobs/{_part('job', job)}/events"
+    return Call("GET", path, TypeAdapter(type(None)), query, seconds=SILENT_SECONDS)
+
+
+def disk_map(job: str, disk: int, part: Part = "copying", after: str = "") -> Call[CopyMap]:
+    """The map of a job's disk, by its place among them, or what changed on it since the cursor `after`."""
+    return _get(f"/jobs/{_part('job', job)}/map", TypeAdapter(CopyMap), disk=disk, part=part, after=after)
+
+
 def cancel(job: str) -> Call[Job]:
     """Have a job end and clean up after itself."""
     return _post(f"/jobs/{_part('job', job)}/cancel", TypeAdapter(Job))
@@ -215,6 +236,41 @@ def clean(foreign: bool = False) -> Call[list[Cleaned]]:
     return _post("/clean", TypeAdapter(list[Cleaned]), LONG_SECONDS, foreign="true" if foreign else "")
 
 
+def schedules() -> Call[list[ScheduleView]]:
+    """The schedules, and how they stand."""
+    return _get("/schedules", TypeAdapter(list[ScheduleView]))
+
+
+def schedule(name: str) -> Call[ScheduleView]:
+    """A schedule, with each VM of its latest run."""
+    return _get(f"/schedules/{_part('schedule', name)}", TypeAdapter(ScheduleView))
+
+
+def add_schedule(order: ScheduleOrder) -> Call[ScheduleView]:
+    """Make a schedule; one that orders the same is left as it is."""
+    return Call("POST", "/schedules", TypeAdapter(ScheduleView), body=order, seconds=SITE_SECONDS)
+
+
+def remove_schedule(name: str) -> Call[None]:
+    """Delete a schedule: nothing more begins, what runs goes on."""
+    return Call("DELETE", f"/schedules/{_part('schedule', name)}", TypeAdapter(type(None)))
+
+
+def pause_schedule(name: str) -> Call[ScheduleView]:
+    """Have a schedule begin nothing more."""
+    return _post(f"/schedules/{_part('schedule', name)}/pause", TypeAdapter(ScheduleView))
+
+
+def resume_schedule(name: str) -> Call[ScheduleView]:
+    """Have it begin again, with its next time."""
+    return _post(f"/schedules/{_part('schedule', name)}/resume", TypeAdapter(ScheduleView))
+
+
+def run_schedule(name: str) -> Call[ScheduleView]:
+    """Have it run now."""
+    return _post(f"/schedules/{_part('schedule', name)}/run", TypeAdapter(ScheduleView))
+
+
 def nodes() -> Call[list[NodeView]]:
     """The nodes that live."""
     return _get("/nodes", TypeAdapter(list[NodeView]))
@@ -228,6 +284,22 @@ def drain(node: str) -> Call[NodeView]:
 def undrain(node: str) -> Call[NodeView]:
     """Have it take work again."""
     return _post(f"/nodes/{_part('node', node)}/resume", TypeAdapter(NodeView))
+
+
+def throttles() -> Call[list[ThrottleView]]:
+    """What may be read at each site, and what is read there now."""
+    return _get("/throttles", TypeAdapter(list[ThrottleView]))
+
+
+def set_throttle(site: str, order: ThrottleOrder) -> Call[ThrottleView]:
+    """Limit what is read at a site, at a time of day or at all others; for jobs that run, too."""
+    return Call("POST", f"/throttles/{_part('site', site)}", TypeAdapter(ThrottleView), body=order)
+
+
+def remove_throttle(site: str, band: str = "") -> Call[ThrottleView]:
+    """Lift the limit of a site: wholly, or at the times of a band, HH:MM-HH:MM."""
+    query = _given({"band": band})
+    return Call("DELETE", f"/throttles/{_part('site', site)}", TypeAdapter(ThrottleView), query)
 
 
 def exports() -> Call[list[ExportView]]:
@@ -248,6 +320,16 @@ def unserve(export: str) -> Call[None]:
 def repository() -> Call[RepositoryUsage]:
     """What the repository takes, and what is left."""
     return _get("/repository", TypeAdapter(RepositoryUsage))
+
+
+def notices() -> Call[NoticesView]:
+    """Who is told of failures, and how far that has got."""
+    return _get("/notices", TypeAdapter(NoticesView))
+
+
+def test_notices() -> Call[list[NoticeSent]]:
+    """Send a notice to each receiver now; what came of it."""
+    return _post("/notices/test", TypeAdapter(list[NoticeSent]), SITE_SECONDS)
 
 
 def _get(path: str, answer: TypeAdapter[T], seconds: float = QUICK_SECONDS, **query: Text) -> Call[T]:

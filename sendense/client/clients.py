@@ -2,18 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from functools import cached_property, wraps
 from types import TracebackType
 from typing import Generic, ParamSpec, Self, TypeVar
 
 import httpx
 
-from sendense.client import calls
+from sendense.client import calls, streams
 from sendense.client.access import Access
 from sendense.client.calls import Call
-from sendense.client.exchange import Flow, Outcome, Pause, Send, perform
+from sendense.client.exchange import Flow, Outcome, Pause, Send, perform, refusal, unreachable
 from sendense.client.handles import AsyncJobHandle, JobHandle
+from sendense.requests import Event
 from sendense.views import Job
 
 P = ParamSpec("P")
@@ -98,6 +100,7 @@ class Client(Access):
     jobs = _Calls(calls.jobs)
     job = _Calls(calls.job)
     events = _Calls(calls.events)
+    disk_map = _Calls(calls.disk_map)
     cancel = _Calls(calls.cancel)
     pause = _Calls(calls.pause)
     resume = _Calls(calls.resume)
@@ -107,13 +110,25 @@ class Client(Access):
     delete = _Calls(calls.delete)
     prune = _Calls(calls.prune)
     clean = _Calls(calls.clean)
+    schedules = _Calls(calls.schedules)
+    schedule = _Calls(calls.schedule)
+    add_schedule = _Calls(calls.add_schedule)
+    remove_schedule = _Calls(calls.remove_schedule)
+    pause_schedule = _Calls(calls.pause_schedule)
+    resume_schedule = _Calls(calls.resume_schedule)
+    run_schedule = _Calls(calls.run_schedule)
     nodes = _Calls(calls.nodes)
     drain = _Calls(calls.drain)
     undrain = _Calls(calls.undrain)
+    throttles = _Calls(calls.throttles)
+    set_throttle = _Calls(calls.set_throttle)
+    remove_throttle = _Calls(calls.remove_throttle)
     exports = _Calls(calls.exports)
     serve = _Calls(calls.serve)
     unserve = _Calls(calls.unserve)
     repository = _Calls(calls.repository)
+    notices = _Calls(calls.notices)
+    test_notices = _Calls(calls.test_notices)
 
     backup = _Begins(calls.backup)
     restore = _Begins(calls.restore)
@@ -137,6 +152,27 @@ class Client(Access):
     def close(self) -> None:
         """Close its connections."""
         self._http.close()
+
+    def stream(self, job: str, after: str = "-") -> Iterator[Event | Job]:
+        """
+        A job's events after that one, and the job at each change, as they happen; the last is the job as it ended.
+
+        HubUnreachable when the hub says nothing for 5 s, or ends the stream before. Nothing is tried again.
+        """
+        call, began = calls.stream(job, after), time.monotonic()
+        request = self.request(self._http, call)
+        request.headers["Accept"] = streams.MEDIA_TYPE
+        try:
+            response = self._http.send(request, stream=True)
+            with closing(response):
+                if not response.is_success:
+                    response.read()
+                    raise refusal(response, self.url)
+                yield from streams.read(response.iter_lines(), self.url)
+        except httpx.ReadTimeout as exc:
+            raise unreachable(self.url, f"said nothing of the job for {calls.SILENT_SECONDS:.0f} s") from exc
+        except httpx.HTTPError as exc:
+            raise self.lost(exc, call, began).error from exc
 
     def run(self, flow: Flow[T]) -> T:
         """Do what a flow asks for, waiting."""
@@ -172,6 +208,7 @@ class AsyncClient(Access):
     jobs = _Awaits(calls.jobs)
     job = _Awaits(calls.job)
     events = _Awaits(calls.events)
+    disk_map = _Awaits(calls.disk_map)
     cancel = _Awaits(calls.cancel)
     pause = _Awaits(calls.pause)
     resume = _Awaits(calls.resume)
@@ -181,13 +218,25 @@ class AsyncClient(Access):
     delete = _Awaits(calls.delete)
     prune = _Awaits(calls.prune)
     clean = _Awaits(calls.clean)
+    schedules = _Awaits(calls.schedules)
+    schedule = _Awaits(calls.schedule)
+    add_schedule = _Awaits(calls.add_schedule)
+    remove_schedule = _Awaits(calls.remove_schedule)
+    pause_schedule = _Awaits(calls.pause_schedule)
+    resume_schedule = _Awaits(calls.resume_schedule)
+    run_schedule = _Awaits(calls.run_schedule)
     nodes = _Awaits(calls.nodes)
     drain = _Awaits(calls.drain)
     undrain = _Awaits(calls.undrain)
+    throttles = _Awaits(calls.throttles)
+    set_throttle = _Awaits(calls.set_throttle)
+    remove_throttle = _Awaits(calls.remove_throttle)
     exports = _Awaits(calls.exports)
     serve = _Awaits(calls.serve)
     unserve = _Awaits(calls.unserve)
     repository = _Awaits(calls.repository)
+    notices = _Awaits(calls.notices)
+    test_notices = _Awaits(calls.test_notices)
 
     backup = _AwaitsBeginning(calls.backup)
     restore = _AwaitsBeginning(calls.restore)

@@ -143,6 +143,11 @@ def _error(reply: httpx.Response, problem: _Problem | None, url: str) -> Sendens
     return JobFailed(problem.detail, problem.hint)
 
 
+def refusal(reply: httpx.Response, url: str) -> SendenseError:
+    """What the hub says in an answer that is none of success."""
+    return _error(reply, _problem(reply), url)
+
+
 def unreachable(url: str, detail: str, hint: str = "") -> HubUnreachable:
     """What to say of a hub that cannot be used."""
     return HubUnreachable(

@@ -173,7 +173,9 @@ def tidy(context: Context, run: Run) -> Answer:
         return Done(run.work)
     if any(copying.has_stored(context.ledger, disk) for disk in run.work.disks):
         return Done(run.work)
-    _draft(context, run).discard()
+    draft = _draft(context, run)
+    if not draft.committed():  # it is a point where the record is of before that: a hub brought back from a copy
+        draft.discard()
     for disk in run.work.disks:
         context.ledger.delete(disk.copy_id)
     return Done(run.work)

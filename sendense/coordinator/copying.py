@@ -208,7 +208,7 @@ class _Copying:
         state, reason = ledger.state(spec.id), ""
         workers = presence.processes(ledger.client, queue)
         if not workers:
-            reason = f"no worker reads the queue {queue}"
+            reason = _unread(ledger, spec.site, queue)
         if state is None or state == "stopped":
             ledger.prepare(spec)
             state = "preparing"
@@ -313,6 +313,15 @@ class _Copying:
 
     def _update(self, **fields: object) -> None:
         self._disk = self._disk.model_copy(update=fields)
+
+
+def _unread(ledger: Ledger, site: str, queue: str) -> str:
+    """Why nobody copies for a site."""
+    nodes = {node.name for node in presence.nodes(ledger.client) if node.site == site}
+    if nodes and nodes <= presence.drained(ledger.client):
+        names = ", ".join(sorted(nodes))
+        return f"all nodes of {site} are drained: {names} (sendense nodes resume NAME)"
+    return f"no worker reads the queue {queue}"
 
 
 def _plan_verification(ledger: Ledger, copied: str, spec: JobSpec, beat: Beat) -> None:

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, validate_call
 
 from sendense.coordinator.preview import preview
 from sendense.coordinator.site import SNAPSHOT_PREFIX
-from sendense.models import VmInfo
+from sendense.models import SnapshotAge, VmInfo
 from sendense.nbd.connect import Beat, no_beat
 from sendense.orders import PreviewOrder
 from sendense.repository.points import Point
@@ -74,10 +74,16 @@ def clean_snapshots(session: Session, beat: Beat, active: list[str], known: list
     return cleaned
 
 
+def find_snapshots(session: Session, beat: Beat) -> list[SnapshotAge]:
+    """The snapshots of all jobs, also of those that nobody knows."""
+    return snapshot.date_snapshots(session, SNAPSHOT_PREFIX)
+
+
 QUESTIONS: dict[str, Question] = {
     "vms": Question(list_vms, TypeAdapter(list[VmInfo])),
     "vm": Question(find_vm, TypeAdapter(VmInfo)),
     "power-on": Question(power_on, TypeAdapter(VmInfo)),
     "preview": Question(look_ahead, TypeAdapter(Preview)),
+    "snapshots": Question(find_snapshots, TypeAdapter(list[SnapshotAge])),
     "clean": Question(clean_snapshots, TypeAdapter(list[Cleaned])),
 }

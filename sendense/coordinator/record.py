@@ -8,6 +8,7 @@ import hashlib
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cached_property
@@ -18,6 +19,7 @@ import redis
 from pydantic import TypeAdapter
 from redis.commands.core import Script
 
+from sendense.coordinator.outbox import KEPT_ENTRIES, LAST_NUMBER, OUTBOX
 from sendense.errors import Cancelled, ClaimLost, Conflict, NotFound
 from sendense.jobs.ledger import LedgerUnavailable
 from sendense.models import Failure
@@ -111,7 +113,7 @@ class Jobs:
     def get(self, job: str) -> JobView | None:
         """A job; None when there is none of this id."""
         fields = cast(dict[bytes, bytes], self._redis.hgetall(_key(job)))
-        return _view(job, {name.decode(): value.decode() for name, value in fields.items()}) if fields else None
+        return view_of(job, {name.decode(): value.decode() for name, value in fields.items()}) if fields else None
 
     def find(self, text: str) -> JobView:
         """A job by its id, or by the beginning of it; InputError when that is none or several."""
@@ -137,6 +139,13 @@ class Jobs:
     def views(self) -> list[JobView]:
         """All jobs, the latest first."""
         return [view for job in self.ids() if (view := self.get(job))]
+
+    def states(self) -> Counter[str]:
+        """How many of all jobs are in each state."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job in self.ids():
+                pipe.hget(_key(job), "state")
+            return Counter(state.decode() for state in cast(list[bytes | None], pipe.execute()) if state)
 
     def active(self) -> list[str]:
         """The jobs that have not ended."""
@@ -188,11 +197,11 @@ class Jobs:
         return bool(self._run("disown", [_key(job)], [worker]))
 
     def finish(self, job: str, owner: str, state: str) -> bool:
-        """End the job; False when the lease is not the caller's."""
+        """End the job, and enter that in the outbox; False when the lease is not the caller's."""
         locks = json.loads(cast(bytes, self._redis.hget(_key(job), "locks")))
         values: list[Value] = [job, owner, len(locks), *(f"sendense:lock:{lock}" for lock in locks)]
-        values += ["state", state, "ended", self.now(), "waiting", ""]
-        return bool(self._run("finish", [_key(job), _ACTIVE], values))
+        values += [KEPT_ENTRIES, "state", state, "ended", self.now(), "waiting", ""]
+        return bool(self._run("finish", [_key(job), _ACTIVE, OUTBOX, LAST_NUMBER], values))
 
     def note_waiting(self, job: str, text: str) -> None:
         """What the job waits for, where none of its steps can say so."""
@@ -282,7 +291,9 @@ class Lease:
         self._renewed = time.monotonic() if not release else self._renewed
 
 
-def _view(job: str, fields: dict[str, str]) -> JobView:
+def view_of(job: str, fields: dict[str, str]) -> JobView:
+    """A job of the fields of its record."""
+
     def when(name: str) -> datetime | None:
         return datetime.fromisoformat(fields[name]) if fields.get(name) else None
 

@@ -1,10 +1,13 @@
 """Following a job to its end, at whichever hub."""
 
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
-from sendense.errors import HubUnreachable
+from sendense.errors import HubUnreachable, InputError
 from sendense.jobs.watch import Watcher
+from sendense.requests import Event
 from sendense.service.hub import Hub
 from sendense.views import Job
 
@@ -27,28 +30,67 @@ ELSEWHERE = Pace(look=1.0, silence=600.0)
 """For one over the network."""
 
 
-def follow(hub: Hub, job: str, watcher: Watcher, told: str, pace: Pace) -> Job:
-    """Wait for the job's end, telling its history after the event `told`, and its progress; returns how it ended."""
-    heard, is_lost = time.monotonic(), False
+@runtime_checkable
+class Telling(Protocol):
+    """A hub that tells of a job by itself (`sendense.Client`); others are asked again and again."""
+
+    def stream(self, job: str, after: str = "-") -> Iterator[Event | Job]:
+        """Events after that one, and the job at each change; the last is the job as it ended."""
+
+
+def news(hub: Hub, job: str, told: str, pace: Pace, lost: Callable[[str], None]) -> Iterator[Event | Job]:
+    """
+    What happens in a job after the event `told`: its events, and the job itself, the last time as it ended.
+
+    A hub that does not answer is waited for, which `lost` is told once; HubUnreachable when that takes too long.
+    """
+    heard, is_lost, tells = time.monotonic(), False, isinstance(hub, Telling)
+    asks = not tells
     while True:
         try:
-            found = hub.job(job)  # before its history, which then has everything until its end
-            for event in hub.events(job, told):
-                told = event.id
-                watcher.note(event.text)
+            for found in _ask(hub, job, told) if asks else _listen(hub, job, told):
+                heard, is_lost = time.monotonic(), False
+                if isinstance(found, Event):
+                    told = found.id
+                yield found
+                if isinstance(found, Job) and found.has_ended:
+                    return
         except HubUnreachable as exc:
             if time.monotonic() - heard > pace.silence:
                 raise
             if not is_lost:
-                watcher.note(f"{exc}: trying again")
+                lost(f"{exc}: trying again")
             is_lost = True
-        else:
-            heard, is_lost = time.monotonic(), False
-            if found.has_ended:
-                return found
-            if found.progress:
-                watcher.show(found.waiting or found.step, found.progress)
+        except InputError:
+            if asks:
+                raise
+            tells = False  # a hub of a version that does not know how
+        # By turns: where all its streams are taken, it still answers who asks.
+        asks = not (tells and asks)
         time.sleep(pace.look)
+
+
+def follow(hub: Hub, job: str, watcher: Watcher, told: str, pace: Pace) -> Job:
+    """Wait for the job's end, telling its history after the event `told`, and its progress; returns how it ended."""
+    for found in news(hub, job, told, pace, watcher.note):
+        if isinstance(found, Event):
+            watcher.note(found.text)
+        elif found.has_ended:
+            return found
+        elif found.progress:
+            watcher.show(found.waiting or found.step, found.progress)
+    raise AssertionError("news ends with the job")
+
+
+def _ask(hub: Hub, job: str, told: str) -> Iterator[Event | Job]:
+    found = hub.job(job)  # before its history, which then has everything until its end
+    yield from hub.events(job, told)
+    yield found
+
+
+def _listen(hub: Hub, job: str, told: str) -> Iterator[Event | Job]:
+    assert isinstance(hub, Telling)
+    return hub.stream(job, told)
 
 
 def cancel(hub: Hub, job: str, pace: Pace) -> Job:

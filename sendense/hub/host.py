@@ -5,16 +5,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from sendense.beat import no_beat
 from sendense.coordinator import run, upkeep
 from sendense.coordinator.context import Context
 from sendense.coordinator.record import Jobs
-from sendense.errors import Conflict
+from sendense.errors import Conflict, SendenseError
 from sendense.files import identify
 from sendense.hub.served import Served
 from sendense.jobs import broker, presence
 from sendense.jobs.ledger import Ledger
 from sendense.jobs.queues import HUB_QUEUE, ROUTINE_QUEUE, SLOW, SLOW_QUEUE, control_queue, site_queue
 from sendense.models import HUB_SITE
+from sendense.service import throttling
 from sendense.settings import Settings
 from sendense.supervise.beat import BeatService
 from sendense.supervise.child import sweep
@@ -65,8 +67,8 @@ class Host:
             self._workers["control"] = self._worker("sites-control", queues, COORDINATORS)
         self._beat: BeatService | None = None
         if routine:
-            self._workers["routine"] = self._worker("routine", [ROUTINE_QUEUE], ROUTINE_PROCESSES)
-            self._beat = BeatService(self._redis.url, folder, note, Budget())
+            worker = self._workers["routine"] = self._worker("routine", [ROUTINE_QUEUE], ROUTINE_PROCESSES)
+            self._beat = BeatService(self._redis, worker, folder, note, Budget())
         client = self._redis.client
         self.context = Context(settings, Ledger(client), Jobs(client), broker.make_app(self._redis.url))
         """For whoever watches the jobs: its calls give up soon."""
@@ -148,6 +150,8 @@ class Host:
             if isinstance(self._redis, RemoteRedis) and self._redis.answered():
                 for worker in self._workers.values():
                     worker.excuse()
+                if self._beat:
+                    self._beat.excuse()
         except broker.Unavailable as exc:
             self.missed(exc)
 
@@ -161,7 +165,8 @@ class Host:
     def is_ready(self) -> bool:
         """Whether all parts are of use; LedgerUnavailable when Redis is not."""
         present = (presence.is_present(self._redis.client, worker.name) for worker in self._workers.values())
-        return self._complete and self._storage.is_ready() and all(present)
+        goes_on = not self._beat or self._beat.is_heard()
+        return self._complete and self._storage.is_ready() and all(present) and goes_on
 
     def end_work(self, go_on: Callable[[], bool]) -> None:
         """Have the workers take no more work and end what they have, for as long as `go_on` says."""
@@ -209,6 +214,9 @@ class Host:
             presence.withdraw(self._redis.client, worker.name)
             worker.start()
         self._served.keep(self._storage.child.pid)
+        if not self._beat:  # whose duty it is otherwise
+            with suppress(SendenseError):
+                throttling.publish(self.context, no_beat)
 
     def _serve_solo(self, site: str, *, wanted: bool) -> None:
         """Have one process, and the only one of all nodes, copy what takes one client."""

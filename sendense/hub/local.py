@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 from sendense.beat import Beat, no_beat
 from sendense.coordinator import run
+from sendense.errors import NotFound
 from sendense.hub.following import HERE, cancel
 from sendense.hub.seat import Seat
 from sendense.jobs import broker
@@ -26,13 +27,30 @@ from sendense.views import Cleaned, ExportView, Job, Pruning
 NUDGE_SECONDS = 5.0
 """Between two reminders of a job that nobody runs, by a command that does not run the hub itself."""
 
-SEATLESS = {"vms", "vm", "power_on", "preview", "request_of", "points", "point", "chain", "repository"}
+SCHEDULING = {"add_schedule", "remove_schedule", "pause_schedule", "resume_schedule", "run_schedule"}
+
+SEATLESS = {
+    *("vms", "vm", "power_on", "preview", "request_of", "points", "point", "chain", "repository", "test_notices"),
+    *("schedules", "schedule", *SCHEDULING),
+}
 """Operations that need no jobs."""
 
 WORKING = {"submit", "resume", "cancel", "delete", "prune", "clean"}
 """Operations that mean work for the hub's parts."""
 
-CHANGING = {*WORKING, "power_on", "pause", "drain", "undrain", "serve", "unserve"}
+CHANGING = {
+    *WORKING,
+    *SCHEDULING,
+    "power_on",
+    "pause",
+    "drain",
+    "undrain",
+    "serve",
+    "unserve",
+    "test_notices",
+    "set_throttle",
+    "remove_throttle",
+}
 """Operations that the audit log tells of."""
 
 T = TypeVar("T")
@@ -96,6 +114,16 @@ class LocalHub:
         """What is served over NBD: nothing, where nobody else runs the hub."""
         self._sit()
         return [] if self._seat.hosts else self._ask("exports", self._operations.exports)
+
+    def unserve(self, export: str) -> None:
+        """End what `serve` began; where nobody else runs the hub nothing is served, and it only is not put back."""
+        self._sit()
+        if not self._seat.hosts:
+            self._ask("unserve", lambda: self._operations.unserve(export), [export])
+        elif export in self._seat.call(self._seat.jobs.served):
+            self._ask("unserve", lambda: self._seat.jobs.drop_served(export), [export])
+        else:
+            raise NotFound(f"export {export}: is of no restore point that is served", "List them: sendense exports")
 
     def clean(self, foreign: bool = False) -> list[Cleaned]:
         """Remove what ended jobs left; where no hub runs but this command's, also those that nobody follows."""

@@ -1,5 +1,6 @@
 """The hub as a service: `sendense hub` hosts it until it is told to end, with the API and Flower beside it."""
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ QUIET = {"exports": "option negotiation failed", "API": "GET /healthz "}
 """What parts say of those who only look: nodes whether they reach the exports, this process whether the API is up."""
 
 SAY_SECONDS = 60.0
-"""Between two notes that another process still has the hub."""
+"""Between two notes that another process still has the hub, or an address of it."""
 
 
 class HubService:
@@ -45,6 +46,7 @@ class HubService:
     def __init__(self, settings: Settings, journal: Journal, stop: Stop) -> None:
         self._settings, self._journal, self._stop = settings, journal, stop
         self._notifier = Notifier()
+        self._said: dict[str, float] = {}
 
     def run(self) -> None:
         """Host until told to end. Conflict where a hub runs already; JobFailed when a part cannot be kept up."""
@@ -126,7 +128,8 @@ class HubService:
             child = Child(
                 "API", [sys.executable, "-m", "sendense.api"], folder / "api.log", {"SENDENSE_REDIS": host.redis_url}
             )
-            yield Web(child, settings.api_listen, "/healthz", note, Budget(), tls=bool(settings.tls_dir))
+            listen, tls = settings.api_listen, bool(settings.tls_dir)
+            yield Web(child, "api_listen", listen, "/healthz", note, Budget(), tls=tls)
         if settings.flower_listen:
             yield Flower(settings, host.redis_url, folder, note, Budget())
 
@@ -136,6 +139,7 @@ class HubService:
             host.supervise()
             for one in web:
                 one.supervise()
+                self._tell_refusal(one)
             try:
                 chronicle.look()
                 if not self._notifier.is_ready and host.is_ready() and all(one.is_ready() for one in web):
@@ -145,6 +149,17 @@ class HubService:
             except broker.Unavailable:  # the host sees to that
                 pass
             self._breathe()
+
+    def _tell_refusal(self, one: Web) -> None:
+        """Say at once, and then each minute, that a part cannot listen."""
+        if not one.refused:
+            self._said.pop(one.child.name, None)
+        elif time.monotonic() - self._said.get(one.child.name, -math.inf) > SAY_SECONDS:
+            self._said[one.child.name] = time.monotonic()
+            hint = "End who listens there, or set another address."
+            self._tell(f"{one.refused}. {hint}", "error", action="refused")
+            if not self._notifier.is_ready:
+                self._notifier.status(f"not ready: {one.refused}")
 
     def _end(self, host: Host, web: list[Web], *, graceful: bool) -> None:
         try:

@@ -2,7 +2,7 @@
 The way into Redis: where it is, its password from a file, and TLS with the certificates that `sendense pki` made.
 
 redis-py tries again whatever fails. What does not heal by itself (a wrong password, a refused certificate, TLS on one
-side only) is an InputError here, which nobody tries again.
+side only) is RedisRefused here, which nobody tries again.
 """
 
 import socket
@@ -21,6 +21,10 @@ from sendense.settings import Settings, load_settings
 
 LOOK_SECONDS = 1.0
 """For each look at what is wrong with a Redis that did not answer: it is asked again anyway."""
+
+
+class RedisRefused(InputError):
+    """Redis refuses this machine, or is not what the settings say: waiting does not help."""
 
 
 _CUT_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
@@ -95,7 +99,10 @@ class _PasswordFile(CredentialProvider):
         """The password alone: of Redis' default user."""
         if not self._file.exists():  # the hub makes it before it starts Redis
             raise ConnectionError(f"the password of Redis is not there yet: {self._file}")
-        return (read_secret(self._file, "redis_password_file"),)
+        try:
+            return (read_secret(self._file, "redis_password_file"),)
+        except InputError as exc:
+            raise RedisRefused(exc.message, exc.hint) from exc
 
 
 class HubPassword(_PasswordFile):
@@ -122,11 +129,11 @@ class _Frank:
             super().connect_check_health(*args, **options)  # type: ignore[misc]
         except (ConnectionError, TimeoutError) as exc:
             if wrong := self._wrong(exc):
-                raise InputError(f"Redis at {self._where}: {wrong[0]}", wrong[1]) from exc
+                raise RedisRefused(f"Redis at {self._where}: {wrong[0]}", wrong[1]) from exc
             raise
 
     def read_response(self, *args: Any, **options: Any) -> Any:
-        """An answer; InputError when it is that the password is wrong."""
+        """An answer; RedisRefused when it is that the password is wrong."""
         try:
             return super().read_response(*args, **options)  # type: ignore[misc]
         except AuthenticationError as exc:
@@ -136,7 +143,7 @@ class _Frank:
             else:
                 what = f"wants a password ({exc})"
             hint = "Copy the hub's redis.password here, with mode 0600, and set redis_password_file to the copy."
-            raise InputError(f"Redis at {self._where}: {what}", hint) from exc
+            raise RedisRefused(f"Redis at {self._where}: {what}", hint) from exc
 
     def _wrong(self, exc: Exception) -> tuple[str, str] | None:
         """What a failed attempt to connect came from, and what to do, where that does not heal by itself."""

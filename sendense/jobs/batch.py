@@ -7,6 +7,7 @@ whatever repeats it finds the batch recorded or claimed, and returns.
 
 import logging
 import time
+from collections import deque
 from contextlib import suppress
 from typing import Protocol
 
@@ -15,11 +16,13 @@ from sendense.extents import Extent
 from sendense.jobs.claim import ClaimKeeper
 from sendense.jobs.ledger import Claim, Ledger, LedgerUnavailable, Rest
 from sendense.jobs.plan import batch_of
+from sendense.jobs.tally import verdict_of
+from sendense.jobs.throttle import SiteThrottle, Turn
 from sendense.models import HUB_EXPORT, Failure, JobSpec
 from sendense.nbd.blocks import map_extents
 from sendense.nbd.connect import Beat, Connection
 from sendense.nbd.probe import diagnose
-from sendense.nbd.transfer import Limits, Outcome, Transfer
+from sendense.nbd.transfer import Limits, Outcome, Take, Transfer
 from sendense.nbd.uri import is_uri, parse
 from sendense.retry import delay_before_next
 from sendense.settings import Settings
@@ -36,6 +39,8 @@ FAILED, TRIED_AGAIN, WAITS = "failed", "to be tried again", "waits for a connect
 PARTLY = "recorded, but for what could not be read"
 """How the words begin that say what came of a batch, where not all of it was stored; the reason follows."""
 
+CUT, HELD = "recorded as far as it was read", "nothing was read"
+"""The same of a batch that was read in part, and not at all, though nothing failed."""
 
 AWAY_SECONDS, BEAT_SECONDS = 2.0, 0.2
 """A process that cannot reach the hub's exports rests for so long, holding its batch: so it leaves the others to nodes
@@ -54,6 +59,9 @@ class Handles(Protocol):
 
     def target(self, spec: JobSpec, beat: Beat) -> Connection:
         """The same to its target."""
+
+    def throttle(self, spec: JobSpec) -> SiteThrottle | None:
+        """What this process may read of the job's source; None where no site is read."""
 
     def drop(self, spec: JobSpec) -> None:
         """Forget the job's connections."""
@@ -79,7 +87,7 @@ def run_batch(ledger: Ledger, handles: Handles, settings: Settings, job: str, ba
     keeper = ClaimKeeper(ledger, claim, settings.claim_seconds, settings.renew_seconds, began)
     try:
         try:
-            outcome = _transfer(handles, settings, spec, claim, keeper)
+            outcome, why = _transfer(handles, settings, spec, claim, keeper)
         except (ClaimLost, ConnectionsTaken, HubAway):
             handles.drop(spec)
             raise
@@ -96,22 +104,30 @@ def run_batch(ledger: Ledger, handles: Handles, settings: Settings, job: str, ba
         return f"{WAITS}: {exc}"
     except SendenseError as exc:
         return _give_back(ledger, settings, claim, exc, keeper.copied)
+    if outcome.left:
+        return _record_part(ledger, claim, outcome, why)
     return _record(ledger, settings, spec, claim, outcome)
 
 
-def _transfer(handles: Handles, settings: Settings, spec: JobSpec, claim: Claim, keeper: ClaimKeeper) -> Outcome:
+def _transfer(
+    handles: Handles, settings: Settings, spec: JobSpec, claim: Claim, keeper: ClaimKeeper
+) -> tuple[Outcome, str]:
+    """What was done, and why not all of it was read that can be."""
     target = open_target(handles, spec, claim.owner, keeper.beat)
     source = handles.source(spec, keeper.beat)
     extents = claim.extents
     if not target:
         extents = _to_verify(source, extents, settings.no_progress_timeout, keeper.beat)
     limits = Limits(settings.request_bytes, settings.requests_in_flight, settings.no_progress_timeout)
-    transfer = Transfer(source, target, limits, target_is_zero=spec.target_is_zero, beat=keeper.beat)
+    throttle = handles.throttle(spec)
+    turn = Turn(throttle, keeper, spec.id, settings.task_time_limit) if throttle else None
+    options: dict[str, Take] = {"take": turn.take} if turn else {}
+    transfer = Transfer(source, target, limits, target_is_zero=spec.target_is_zero, beat=keeper.beat, **options)
     outcome = transfer.run(extents)
     if outcome.failed and (said := handles.words(spec)):
         extent, reason = outcome.failed[0]
         outcome.failed[0] = (extent, f"{reason}; {said}")
-    return outcome
+    return outcome, turn.why if turn else ""
 
 
 def open_target(handles: Handles, spec: JobSpec, me: str, beat: Beat) -> Connection | None:
@@ -150,26 +166,46 @@ def _record(ledger: Ledger, settings: Settings, spec: JobSpec, claim: Claim, out
     ours = ledger.record(claim, outcome.digest, outcome.copied, data, outcome.retries, rest)
     if not ours:
         return "claim lost"
-    return f"{PARTLY}: {rest.failure.error}: {rest.failure.message}" if rest else "recorded"
+    return f"{PARTLY}: {rest.failure.error}: {rest.failure.message}" if rest and rest.failure else "recorded"
+
+
+def _record_part(ledger: Ledger, claim: Claim, outcome: Outcome, why: str) -> str:
+    """Record what was read; the rest, and what could not be read, becomes a batch that nobody began."""
+    stored, left = _without(claim.extents, [*outcome.left, *(extent for extent, _ in outcome.failed)])
+    if not any(not extent.zero for extent in stored):
+        ledger.defer(claim, outcome.copied, DEFER_SECONDS, why)
+        return f"{HELD}: {why}"
+    rest = Rest(batch_of(stored), batch_of(left))
+    ours = ledger.record(claim, outcome.digest, outcome.copied, rest.stored.data, outcome.retries, rest)
+    return f"{CUT}: {why}" if ours else "claim lost"
 
 
 def _rest(settings: Settings, spec: JobSpec, claim: Claim, outcome: Outcome) -> Rest:
     """Split the batch into what is stored and what could not be read."""
-    bad = sorted(extent for extent, _ in outcome.failed)
-    stored, left = [], []
-    for extent in claim.extents:
-        at = extent.offset
-        for hole in bad:
-            if not extent.zero and extent.offset <= hole.offset < extent.end:
-                if hole.offset > at:
-                    stored.append(Extent(at, hole.offset - at))
-                left.append(hole)
-                at = hole.end
-        if at < extent.end:
-            stored.append(Extent(at, extent.end - at, extent.zero))
+    stored, left = _without(claim.extents, [extent for extent, _ in outcome.failed])
     error = _read_error(spec, outcome)
     delay = delay_before_next(claim.attempt, error, settings.retry_seconds)
     return Rest(batch_of(stored), batch_of(left), _failure(claim, error), delay)
+
+
+def _without(extents: list[Extent], missing: list[Extent]) -> tuple[list[Extent], list[Extent]]:
+    """A batch's extents without what is missing of its data, and that; neighbours of the latter as one."""
+    stored, left, holes = list[Extent](), list[Extent](), deque(sorted(missing))
+    for extent in extents:
+        at = extent.offset
+        while holes and holes[0].offset < extent.end:
+            hole = holes.popleft()
+            if extent.zero:
+                continue
+            if hole.offset > at:
+                stored.append(Extent(at, hole.offset - at))
+            if left and left[-1].end == hole.offset:
+                hole = Extent(left[-1].offset, hole.end - left.pop().offset)
+            left.append(hole)
+            at = hole.end
+        if at < extent.end:
+            stored.append(Extent(at, extent.end - at, extent.zero))
+    return stored, left
 
 
 def _read_error(spec: JobSpec, outcome: Outcome) -> ReadFailed:
@@ -206,6 +242,7 @@ def failure_of(
         hint=exc.hint,
         uri=getattr(exc, "uri", ""),
         stalled=exc.stalled,
+        verdict=verdict_of(exc),
         retryable=exc.retryable,
         worker=worker,
     )

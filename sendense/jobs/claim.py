@@ -26,6 +26,10 @@ class ClaimKeeper:
         if time.monotonic() - self._renewed > self._lasts:  # the process was stopped, or Redis away, amid the call
             self._renew()
 
+    def heed(self) -> None:
+        """Look now whether the batch is still ours, for who waits with nothing under way."""
+        self._renew()
+
     def _renew(self) -> None:
         began = time.monotonic()
         try:

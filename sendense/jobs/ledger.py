@@ -22,7 +22,7 @@ from redis.retry import Retry
 from sendense.beat import Beat, beating, no_beat
 from sendense.errors import ClaimLost
 from sendense.extents import Extent, pack, total, unpack
-from sendense.jobs import access
+from sendense.jobs import access, tally
 from sendense.jobs.plan import Batch, PlanSize
 from sendense.models import Activity, Failure, JobSpec, JobState, Progress, Survey
 from sendense.settings import Settings, load_settings
@@ -77,12 +77,16 @@ class Record(NamedTuple):
 
 
 class Rest(NamedTuple):
-    """The part of a batch that could not be read, and why; `delay` in seconds, None to give it up."""
+    """
+    The part of a batch that was not read, and why it could not be; `delay` in seconds, None to give it up.
+
+    Without a failure it was just not read yet, and is a batch like those that nobody began.
+    """
 
     stored: Batch
     left: Batch
-    failure: Failure
-    delay: float | None
+    failure: Failure | None = None
+    delay: float | None = 0.0
 
 
 def connect(url: str, retries: int = RETRIES, settings: Settings | None = None) -> "redis.Redis":
@@ -115,6 +119,10 @@ class Ledger:
         """The client, for what is not a job's."""
         return self._redis
 
+    def key(self, job: str, part: str) -> str:
+        """Where Redis has a part of a job's record, for who looks at it as a whole."""
+        return _key(job, part)
+
     def prepare(self, spec: JobSpec) -> None:
         """Enter a job, or an unfinished one again, in state `preparing`: what is recorded of it stays."""
         with self._redis.pipeline() as pipe:
@@ -126,7 +134,7 @@ class Ledger:
         """Say that this process works on the job, before it has batches to claim."""
         with self._redis.pipeline() as pipe:
             pipe.hincrby(_key(job, "job"), "beats", 1)
-            pipe.hset(_key(job, "job"), "surveyor", owner)
+            pipe.hset(_key(job, "job"), mapping={"surveyor": owner, "active": self._now()})
             pipe.execute()
 
     def take_surveyor(self, job: str) -> str:
@@ -270,6 +278,7 @@ class Ledger:
         with self._redis.pipeline() as pipe:
             pipe.rpush(_key(job, "failures"), failure.model_dump_json())
             pipe.hset(_key(job, "job"), "state", "failed")
+            tally.count_stall(pipe, failure)
             pipe.execute()
 
     def begin(self, spec: JobSpec) -> int:
@@ -326,20 +335,20 @@ class Ledger:
         return bool(self._run("renew", claim.job, claim.batch, claim.owner, seconds, copied))
 
     def record(self, claim: Claim, digest: bytes, copied: int, data: int, retries: int, rest: Rest | None) -> bool:
-        """Enter a batch whose bytes are flushed; what could not be read becomes a batch of its own. False: not ours."""
+        """Enter a batch whose bytes are flushed; what was not read becomes a batch of its own. False: not ours."""
         value = json.dumps({"data": data, "digest": digest.hex()})
         more: list[Any] = []
         if rest:
             delay = -1.0 if rest.delay is None else rest.delay
-            more = [rest.stored.packed, rest.left.packed, rest.failure.model_dump_json(), delay]
+            failure = rest.failure.model_dump_json() if rest.failure else ""
+            more = [rest.stored.packed, rest.left.packed, failure, delay]
         return bool(self._run("record", claim.job, claim.batch, claim.owner, value, copied, data, retries, *more))
 
     def release(self, claim: Claim, failure: Failure, copied: int, delay: float | None, *, end_job: bool) -> bool:
         """Give a failed attempt back, to be tried again after `delay` seconds, or never (None)."""
         wait = -1.0 if delay is None else delay
-        text = failure.model_dump_json()
-        stalled, ends = int(failure.stalled), int(end_job)
-        return bool(self._run("release", claim.job, claim.batch, claim.owner, text, copied, wait, stalled, ends))
+        text, stall, ends = failure.model_dump_json(), tally.stall_of(failure), int(end_job)
+        return bool(self._run("release", claim.job, claim.batch, claim.owner, text, copied, wait, stall, ends))
 
     def abandon(self, claim: Claim, copied: int) -> bool:
         """Give a claim back that its job's stop, or the loss of the claim itself, made useless."""
@@ -460,7 +469,7 @@ class Ledger:
 
 _PARTS = (
     *("job", "plan", "todo", "sent", "claims", "owners", "attempts", "progress"),
-    *("later", "failed", "failures", "done", "writers", "areas", "open", "workers"),
+    *("later", "failed", "failures", "done", "writers", "changes", "areas", "open", "workers"),
 )
 
 

@@ -22,7 +22,12 @@ BEGUN_SECONDS = 86_400
 
 Record = TypeVar("Record", bound=BaseModel)
 
+KNOWN_SECONDS = 86_400
+"""A node that did not end in good order is missed for a day; then it is not expected any more."""
+
 _WORKERS, _NODES, _DRAINED = "sendense:workers", "sendense:nodes", "sendense:drained"
+_ROUTINE = "sendense:routine"
+_KNOWN = "sendense:known-nodes"
 
 
 class Worker(BaseModel):
@@ -77,13 +82,22 @@ def controlled_sites(client: "redis.Redis") -> set[str]:
 
 
 def announce_node(client: "redis.Redis", node: Node) -> None:
-    """Say that this node lives, and how it is."""
+    """Say that this node lives, and how it is; it is to be missed from now on."""
+    with client.pipeline() as pipe:
+        pipe.set(_known(node.name), node.site, ex=KNOWN_SECONDS)
+        pipe.sadd(_KNOWN, node.name)
+        pipe.execute()
     _announce(client, _NODES, _node, node)
 
 
-def withdraw_node(client: "redis.Redis", name: str) -> None:
-    """Say that it ends."""
-    client.delete(_node(name))
+def withdraw_node(client: "redis.Redis", name: str, *, missed: bool) -> None:
+    """Say that it ends; `missed`: not because it was told to."""
+    client.delete(_node(name), *([] if missed else [_known(name)]))
+
+
+def known_nodes(client: "redis.Redis") -> dict[str, str]:
+    """The sites of the nodes that live, and of those that are missed, by their names."""
+    return {name: site.decode() for name, site in _living(client, _KNOWN, _known).items()}
 
 
 def nodes(client: "redis.Redis") -> list[Node]:
@@ -114,10 +128,27 @@ def hold(client: "redis.Redis", thing: str, holder: str) -> bool:
     return True
 
 
+def holder(client: "redis.Redis", thing: str) -> str:
+    """Who has it now; empty when nobody has."""
+    found = cast(bytes | None, client.get(_held(thing)))
+    return found.decode() if found else ""
+
+
 def let_go(client: "redis.Redis", thing: str, holder: str) -> None:
     """Let others have it at once."""
     if client.get(_held(thing)) == holder.encode():
         client.delete(_held(thing))
+
+
+def say_routine(client: "redis.Redis") -> None:
+    """Say that the hub's routine goes on: beat sent for a duty, and a process is at it."""
+    client.set(_ROUTINE, _clock(client))
+
+
+def routine_silence(client: "redis.Redis") -> float:
+    """Seconds since that was said last; infinite where it never was."""
+    said = cast(bytes | None, client.get(_ROUTINE))
+    return max(_clock(client) - float(said), 0.0) if said else float("inf")
 
 
 def begin(client: "redis.Redis", owner: str) -> None:
@@ -161,6 +192,11 @@ def take_condemned(client: "redis.Redis", worker: str) -> list[int]:
     ]
 
 
+def _clock(client: "redis.Redis") -> float:
+    seconds, micros = client.time()
+    return seconds + micros / 1e6
+
+
 def _announce(client: "redis.Redis", index: str, key: Callable[[str], str], record: Worker | Node) -> None:
     with client.pipeline() as pipe:
         pipe.set(key(record.name), record.model_dump_json(), ex=PRESENCE_SECONDS)
@@ -189,6 +225,10 @@ def _held(thing: str) -> str:
 
 def _node(name: str) -> str:
     return f"sendense:node:{name}"
+
+
+def _known(name: str) -> str:
+    return f"sendense:known-node:{name}"
 
 
 def _key(worker: str) -> str:

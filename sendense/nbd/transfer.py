@@ -8,6 +8,8 @@ What can go wrong, and what is done about it:
 - A write, zero or flush errors, or a connection breaks: the batch is given up, nothing of it counts as stored.
 - A server completes nothing for the no-progress deadline: ReadStalled or WriteStalled names it. Elapsed time alone
   never fails a batch.
+- The source may be read only so fast: reads wait until they may be made, which is no stall, or are left to another
+  time in `Outcome.left`. What was sent is waited for as ever.
 - The claim is lost: nothing more is sent to the target from that moment on, as another process may write there.
 - Only `run`'s return says that data is stored: every write completed and a flush after them completed, on a handle
   that was open since before the first write.
@@ -51,6 +53,13 @@ FLUSH_PATIENCE = 4
 LEAVE_SECONDS = 1.0
 """Longest wait for requests under way when a batch is given up: well within the claim."""
 
+Take = Callable[[int], float | None]
+"""
+Asked for the bytes of every read: 0 when it may be made now, and then they are taken.
+
+Otherwise seconds until it is worth asking again; or None, when nothing more is to be read in this transfer.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -68,6 +77,8 @@ class Outcome:
     copied: int = 0
     retries: int = 0
     failed: list[tuple[Extent, str]] = field(default_factory=list)
+    left: list[Extent] = field(default_factory=list)
+    """What was not read, as no more was to be; in no order."""
     digest: bytes = b""
 
 
@@ -134,15 +145,18 @@ class Transfer:
         *,
         target_is_zero: bool,
         beat: Callable[[int], None],
+        take: Take = lambda length: 0.0,
     ) -> None:
         self._source, self._target = _Side(source), _Side(target) if target else None
-        self._limits, self._target_is_zero, self._beat = limits, target_is_zero, beat
+        self._limits, self._target_is_zero, self._beat, self._take = limits, target_is_zero, beat, take
         slots = _slots(limits.request, limits.in_flight)
         self._views = [memoryview(slot) for slot in slots]
         self._buffers = [nbd.Buffer.from_buffer(slot) for slot in slots]
         self._zeroes = memoryview(bytes(limits.request))
         self._free = list(range(limits.in_flight))
         self._again: list[tuple[float, int, _Piece]] = []
+        self._next: Extent | None = None
+        self._ask_at, self._is_over = 0.0, False
         self._leaves: list[tuple[int, bytes]] = []
         self._zeroing = 0
         self._out = Outcome()
@@ -195,20 +209,45 @@ class Transfer:
 
     def _issue(self, data: Iterator[Extent], zeroes: Iterator[Extent]) -> bool:
         """Start what there is room for; False when nothing is left to start or to wait for."""
-        now = time.monotonic()
-        while self._free and self._again and self._again[0][0] <= now:
-            self._read(heapq.heappop(self._again)[2])
-        while self._free and (extent := next(data, None)):
-            self._read(_Piece(extent))
         while self._zeroing < self._limits.in_flight and (extent := next(zeroes, None)):
             self._zeroing += 1
             self._zero(_Piece(extent), extent)
-        return bool(self._source.pending or (self._target and self._target.pending) or self._again)
+        # Behind all that is sent to the target: to be allowed to read may take as long as the claim lasts.
+        now = time.monotonic()
+        while self._free and self._again and self._again[0][0] <= now and self._may_read(self._again[0][2].extent):
+            self._read(heapq.heappop(self._again)[2])
+        while self._free and (extent := self._next or next(data, None)):
+            self._next = extent
+            if not self._may_read(extent):
+                break
+            self._next = None
+            self._read(_Piece(extent))
+        if self._is_over:
+            self._out.left += [piece.extent for _, _, piece in self._again]
+            self._out.left += [self._next] if self._next else []
+            self._out.left += data
+            self._again, self._next = [], None
+        under_way = self._source.pending or (self._target and self._target.pending)
+        return bool(under_way or self._again or self._next)
+
+    def _may_read(self, extent: Extent) -> bool:
+        """Whether it may be read now; otherwise `_ask_at` says when to ask again, or nothing more is to be read."""
+        wait = None if self._is_over else self._take(extent.length)
+        self._is_over = wait is None
+        if not wait:
+            return not self._is_over
+        self._ask_at = time.monotonic() + wait
+        for side in (self._source, self._target):  # with nothing under way, nothing else tells that one is gone
+            if side and (side.handle.aio_is_dead() or side.handle.aio_is_closed()):
+                side.connection.broken = True
+                raise ConnectionLost(side.connection.uri, "the connection broke")
+        return False
 
     def _patience_ms(self) -> int:
-        if not self._again:
+        if not self._free or not (self._next or self._again):
             return POLL_MS
-        return max(1, min(POLL_MS, int((self._again[0][0] - time.monotonic()) * 1000) + 1))
+        due = self._ask_at if self._next else max(self._ask_at, self._again[0][0])
+        return max(1, min(POLL_MS, int((due - time.monotonic()) * 1000) + 1))
 
     def _drive(self, ready: list[tuple[int, int]], sides: list[_Side]) -> None:
         self._beat(self._out.copied)  # before anything is sent: the wait may have been longer than the claim lasts

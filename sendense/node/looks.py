@@ -1,20 +1,18 @@
 """What a node finds out about itself and its way to the hub, beside its work: nothing waits for it."""
 
-import os
 import platform
-import re
-import subprocess
 import threading
 import time
 from collections import deque
 
 from sendense import __version__
-from sendense.errors import SendenseError
-from sendense.exports import hub_export, reach
+from sendense.errors import InputError, SendenseError
+from sendense.exports import PROBE_EXPORT, hub_export, reach
 from sendense.models import Tunnel
 from sendense.nbd.machine import check_machine
 from sendense.nbd.probe import probe
 from sendense.settings import Settings, Site
+from sendense.vsphere import plugin
 
 PROBE_EVERY_SECONDS = 10.0
 """Between two looks at the way to the hub's exports."""
@@ -28,17 +26,8 @@ STAGE_SECONDS = 5.0
 STALE_SECONDS = 60.0
 """A look that is older says nothing any more: the one after it must have hung."""
 
-PLUGIN_SECONDS = 20.0
-"""For nbdkit to load a plugin and tell about it; VDDK's libraries are large."""
-
 RATE_SECONDS = 10.0
 """The time over which a node's rate is taken."""
-
-_NO_EXPORT = "sendense-probe"
-"""No export's name: a server that says so has been through TLS and negotiation, and that is the way to it."""
-
-_LIBRARIES = ("script", "libdir")
-"""The plugin's parameters without which it does not load."""
 
 
 class Looks:
@@ -61,48 +50,29 @@ class Looks:
     def _look(self) -> None:
         checks = {check.name: check.found for check in check_machine()}
         self.versions = self.versions | {name: checks[name] or "missing" for name in ("celery", "libnbd", "nbdkit")}
-        self.plugins = [describe_plugin(self._site)]
+        self.plugins = [_describe_plugin(self._site)]
         while True:
             self._tunnel, self._looked = look_at_tunnel(self._settings), time.monotonic()
             time.sleep(PROBE_EVERY_SECONDS if self._tunnel.verdict == "ok" else AGAIN_SECONDS)
 
 
 def look_at_tunnel(settings: Settings) -> Tunnel:
-    """Go the way to the hub's exports as a copy does, up to the name of an export."""
+    """Go the way to the hub's exports as a copy does, up to reading."""
     try:
-        found = probe(reach(hub_export(_NO_EXPORT), settings), STAGE_SECONDS).finding
+        found = probe(reach(hub_export(PROBE_EXPORT), settings), STAGE_SECONDS).finding
     except SendenseError as exc:
         return Tunnel(verdict="unknown", detail=str(exc))
-    if found.verdict == "no-such-export":
+    if found.verdict in ("ok", "no-such-export"):  # an older hub has no probe, and was reached all the same
         return Tunnel(verdict="ok")
     return Tunnel(verdict=found.verdict, detail=found.detail)
 
 
-def describe_plugin(site: Site) -> str:
+def _describe_plugin(site: Site) -> str:
     """The nbdkit plugin that reads the site's disks, or what is wrong with it."""
-    options = [f"{key}={value}" for key, value in site.nbdkit_options.items() if key in _LIBRARIES]
-    command = ["nbdkit", "--dump-plugin", site.nbdkit_plugin, *options]
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env={**os.environ, "LC_ALL": "C"},
-            text=True,
-            errors="replace",
-            timeout=PLUGIN_SECONDS,
-            check=True,
-        )
-    except subprocess.TimeoutExpired:
-        return f"{site.nbdkit_plugin}: did not load within {PLUGIN_SECONDS:.0f} s"
-    except subprocess.CalledProcessError as exc:
-        return f"{site.nbdkit_plugin}: {(exc.stderr.strip().splitlines() or ['does not load'])[-1]}"
-    except OSError as exc:
-        return f"{site.nbdkit_plugin}: nbdkit: {exc.strerror}"
-    found = dict(re.findall(r"^(\w+)=(.*)$", done.stdout, re.MULTILINE))
-    library = found.get("vddk_library_version", "")
-    name = found.get("name", site.nbdkit_plugin)
-    return f"{name} {found.get('version', '')}".strip() + (f", VDDK {library}" if library else "")
+        return plugin.describe(site)
+    except InputError as exc:
+        return str(exc)
 
 
 class Rate:

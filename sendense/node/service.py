@@ -136,8 +136,8 @@ class NodeService:
             raise self._name_taken()
         self._kill_condemned()
         self._heed_drain()
-        for worker in self._workers.values():
-            self._keep_worker(worker)
+        self._keep_worker(self._workers["copy"], wanted=not self._draining)
+        self._keep_worker(self._workers["control"])
         self._keep_solo()
         node = self._announce(looks, round_trip)
         ready = all(presence.is_present(self._client, worker.name) for worker in self._working())
@@ -150,13 +150,13 @@ class NodeService:
     def _heed_drain(self) -> None:
         drained = self.name in presence.drained(self._client)
         if drained != bool(self._draining):
-            text = "is drained: what is under way ends, and nothing new begins" if drained else "takes work again"
+            text = "is drained: what it copies ends, and nothing new begins" if drained else "takes work again"
             self._tell(text, action="drained" if drained else "resumed")
         self._draining = drained
 
-    def _keep_worker(self, worker: Worker) -> None:
+    def _keep_worker(self, worker: Worker, *, wanted: bool = True) -> None:
         """Have it work, or end, as it should."""
-        if self._draining:
+        if not wanted:
             worker.ask_to_end()
             if time.monotonic() - worker.ends_since > self._settings.task_time_limit and worker.child.is_running():
                 self._tell(f"{worker.name} does not end what it has: killing it", "warning", action="killed")
@@ -176,7 +176,7 @@ class NodeService:
         if not running and (self._draining or not wanted):
             return
         if presence.hold(self._client, f"{self._site}.solo", self._solo.name):
-            self._keep_worker(self._solo)
+            self._keep_worker(self._solo, wanted=not self._draining)
         elif running:
             self._solo.child.kill()
             self._solo.ends_since = time.monotonic()
@@ -193,7 +193,8 @@ class NodeService:
         ending = self._draining or self._stop.asked
         if ending:  # a worker that ends does not count any more, and is gone when its last task is
             copying = upkeep.under_way(self._ledger, upkeep.active(self._jobs), names)
-            active = max(copying, sum(worker.child.is_running() for worker in self._all()))
+            ends = [worker for worker in self._all() if worker.ends_since and worker.child.is_running()]
+            active = max(copying, len(ends))
         else:
             active = sum(found.active for name in names if (found := presence.get_worker(self._client, name)))
         node = Node(
@@ -250,7 +251,7 @@ class NodeService:
         with suppress(InputError, *broker.Unavailable):  # then it lapses, in seconds
             if count := upkeep.hand_back(self._ledger, self._jobs, [worker.name for worker in self._all()]):
                 self._tell(f"handed back {count} batches or steps", action="handed_back")
-            presence.withdraw_node(self._client, self.name)
+            presence.withdraw_node(self._client, self.name, missed=not self._stop.asked)
             presence.let_go(self._client, f"{self._site}.solo", self._solo.name)
             presence.let_go(self._client, f"node.{self.name}", self._folder.identity)
 
@@ -260,7 +261,7 @@ class NodeService:
 
     def _working(self) -> list[Worker]:
         """Those that have to be there now."""
-        return [] if self._draining else [worker for worker in self._workers.values() if not worker.ends_since]
+        return [worker for worker in self._workers.values() if not worker.ends_since]
 
     def _worker(self, role: str, queue: str, processes: int) -> Worker:
         name = f"{self.name}-{role}"

@@ -1,8 +1,9 @@
 """How a job's record looks to its users."""
 
 from sendense.jobs.ledger import Ledger
+from sendense.jobs.throttle import Throttles, held_text
 from sendense.models import Progress, verification_id
-from sendense.requests import DiskWork, JobView
+from sendense.requests import BackupRequest, DiskWork, JobView, MigrateRequest
 from sendense.views import Job, JobDisk, Problem
 
 _COUNTS = ("size", "data", "zero", "done", "already_done", "copied", "batches", "batches_done", "waiting")
@@ -21,7 +22,7 @@ def describe(ledger: Ledger, view: JobView) -> Job:
         state=view.state,
         step=view.step,
         paused=view.paused,
-        waiting=view.waiting,
+        waiting=view.waiting or _held(ledger, view),
         cancelled=view.cancelled,
         created=view.created,
         started=view.started,
@@ -56,6 +57,15 @@ def _disk(ledger: Ledger, view: JobView, disk: DiskWork) -> JobDisk:
         verified=disk.verified,
         differences=disk.differences,
     )
+
+
+def _held(ledger: Ledger, view: JobView) -> str:
+    """That the throttle of its site holds a job's copying back; empty when nothing does."""
+    request = view.request
+    if view.ended or view.step != "copy" or not isinstance(request, BackupRequest | MigrateRequest):
+        return ""
+    limit = Throttles(ledger.client).look(request.vm.site)
+    return held_text(limit.rate, request.vm.site) if limit.holds else ""
 
 
 def _together(each: list[Progress | None]) -> Progress | None:

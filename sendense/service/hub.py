@@ -2,8 +2,10 @@
 
 from typing import Protocol
 
+from sendense.maps import CopyMap, Part
 from sendense.models import VmInfo
-from sendense.orders import DeleteOrder, Order, PreviewOrder, PruneOrder
+from sendense.notices import NoticeSent, NoticesView
+from sendense.orders import DeleteOrder, Order, PreviewOrder, PruneOrder, ScheduleOrder, ThrottleOrder
 from sendense.requests import Event, JobState
 from sendense.views import (
     Cleaned,
@@ -18,8 +20,10 @@ from sendense.views import (
     Preview,
     Pruning,
     RepositoryUsage,
+    ScheduleView,
     ServedDisk,
     SiteView,
+    ThrottleView,
     VmPoints,
 )
 
@@ -66,6 +70,9 @@ class Hub(Protocol):
     def events(self, job: str, after: str = "-") -> list[Event]:
         """The job's history after that event, oldest first."""
 
+    def disk_map(self, job: str, disk: int, part: Part = "copying", after: str = "") -> CopyMap:
+        """The map of a job's disk, by its place among them, or what changed on it since the cursor `after`."""
+
     def cancel(self, job: str) -> Job:
         """Have a job end and clean up after itself."""
 
@@ -90,6 +97,27 @@ class Hub(Protocol):
     def prune(self, order: PruneOrder, key: str) -> list[Pruning]:
         """Delete the restore points that no rule keeps."""
 
+    def schedules(self) -> list[ScheduleView]:
+        """The schedules, and how they stand."""
+
+    def schedule(self, name: str) -> ScheduleView:
+        """A schedule, with each VM of its latest run."""
+
+    def add_schedule(self, order: ScheduleOrder) -> ScheduleView:
+        """Make a schedule; one that orders the same is left as it is."""
+
+    def remove_schedule(self, name: str) -> None:
+        """Delete a schedule: nothing more begins, what runs goes on."""
+
+    def pause_schedule(self, name: str) -> ScheduleView:
+        """Have a schedule begin nothing more."""
+
+    def resume_schedule(self, name: str) -> ScheduleView:
+        """Have it begin again, with its next time."""
+
+    def run_schedule(self, name: str) -> ScheduleView:
+        """Have it run now."""
+
     def clean(self, foreign: bool = False) -> list[Cleaned]:
         """Remove whatever ended jobs left."""
 
@@ -102,6 +130,15 @@ class Hub(Protocol):
     def undrain(self, node: str) -> NodeView:
         """Have it take work again."""
 
+    def throttles(self) -> list[ThrottleView]:
+        """What may be read at each site, and what is read there now."""
+
+    def set_throttle(self, site: str, order: ThrottleOrder) -> ThrottleView:
+        """Limit what is read at a site, at a time of day or at all others; for jobs that run, too."""
+
+    def remove_throttle(self, site: str, band: str = "") -> ThrottleView:
+        """Lift the limit of a site: wholly, or at the times of a band, HH:MM-HH:MM."""
+
     def exports(self) -> list[ExportView]:
         """What is served over NBD, and to whom."""
 
@@ -113,3 +150,9 @@ class Hub(Protocol):
 
     def repository(self) -> RepositoryUsage:
         """What the repository takes, and what is left."""
+
+    def notices(self) -> NoticesView:
+        """Who is told of failures, and how far that has got."""
+
+    def test_notices(self) -> list[NoticeSent]:
+        """Send a notice to each receiver now; what came of it."""

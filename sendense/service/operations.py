@@ -10,9 +10,12 @@ from sendense.coordinator.copying import copies_of
 from sendense.errors import Conflict, NotFound, SendenseError
 from sendense.exports import Export, hub_export, reach
 from sendense.jobs import broker, presence
+from sendense.jobs.throttle import Throttles
+from sendense.maps import CopyMap, Part
 from sendense.models import VmInfo, VmRef
 from sendense.nbd.connect import Beat, no_beat
-from sendense.orders import DeleteOrder, Order, PreviewOrder, PruneOrder
+from sendense.notices import NoticeSent, NoticesView
+from sendense.orders import DeleteOrder, Order, PreviewOrder, PruneOrder, ScheduleOrder, ThrottleOrder
 from sendense.repository import merge
 from sendense.repository.catalogue import Broken, Repository
 from sendense.repository.finding import find_point, find_sound, is_new
@@ -27,11 +30,12 @@ from sendense.requests import (
     JobView,
     MigrateRequest,
 )
+from sendense.service import delivery, maps, readiness, throttling
 from sendense.service import points as catalogue
-from sendense.service import readiness
 from sendense.service.describing import describe
 from sendense.service.hub import Hub
 from sendense.service.ordering import request_of
+from sendense.service.schedules import Schedules
 from sendense.views import (
     Cleaned,
     Deletion,
@@ -46,8 +50,10 @@ from sendense.views import (
     Pruning,
     Readiness,
     RepositoryUsage,
+    ScheduleView,
     ServedDisk,
     SiteView,
+    ThrottleView,
     VmPoints,
 )
 
@@ -65,6 +71,8 @@ _OF_JOB = re.compile(r"job-([0-9a-f]+)-([0-9]+)-[0-9a-f]+")
 
 _SERVED = "point-"
 """Begins the names of the exports of `serve`."""
+
+_OF_POINT = re.compile(rf"{_SERVED}(.+)-([0-9]+)")
 
 
 class Operations:
@@ -158,6 +166,10 @@ class Operations:
         """The job's history after that event, oldest first."""
         return self._jobs.events(self._jobs.find(job).id, after)
 
+    def disk_map(self, job: str, disk: int, part: Part = "copying", after: str = "") -> CopyMap:
+        """The map of a job's disk, by its place among them, or what changed on it since the cursor `after`."""
+        return maps.disk_map(self._context.ledger, self._jobs.find(job), disk, part, after)
+
     def cancel(self, job: str) -> Job:
         """Have a job end and clean up after itself."""
         view = self._active(job, "cancel")
@@ -247,13 +259,46 @@ class Operations:
         """What the repository takes, and what is left."""
         return catalogue.usage(self._repository())
 
+    # Schedules
+
+    def schedules(self) -> list[ScheduleView]:
+        """The schedules, and how they stand."""
+        return self._schedules.all()
+
+    def schedule(self, name: str) -> ScheduleView:
+        """A schedule, with each VM of its latest run."""
+        return self._schedules.one(name)
+
+    def add_schedule(self, order: ScheduleOrder) -> ScheduleView:
+        """Make a schedule; one that orders the same is left as it is."""
+        return self._schedules.add(order, self.request_of, self._sites())
+
+    def remove_schedule(self, name: str) -> None:
+        """Delete a schedule: nothing more begins, what runs goes on."""
+        self._schedules.remove(name)
+
+    def pause_schedule(self, name: str) -> ScheduleView:
+        """Have a schedule begin nothing more."""
+        return self._schedules.pause(name, True)
+
+    def resume_schedule(self, name: str) -> ScheduleView:
+        """Have it begin again, with its next time."""
+        return self._schedules.pause(name, False)
+
+    def run_schedule(self, name: str) -> ScheduleView:
+        """Have it run now."""
+        return self._schedules.run(name)
+
     # Nodes and exports
 
     def nodes(self) -> list[NodeView]:
         """The nodes that live."""
         client = self._context.ledger.client
-        drained = presence.drained(client)
-        return [NodeView(**node.model_dump(), drained=node.name in drained) for node in presence.nodes(client)]
+        drained, limits = presence.drained(client), Throttles(client)
+        return [
+            NodeView(**node.model_dump(), drained=node.name in drained, limit=limits.look(node.site).rate)
+            for node in presence.nodes(client)
+        ]
 
     def drain(self, node: str) -> NodeView:
         """Have a node take no more work."""
@@ -262,6 +307,18 @@ class Operations:
     def undrain(self, node: str) -> NodeView:
         """Have it take work again."""
         return self._set_drained(node, False)
+
+    def throttles(self) -> list[ThrottleView]:
+        """What may be read at each site, and what is read there now."""
+        return throttling.show(self._context, self._known_sites())
+
+    def set_throttle(self, site: str, order: ThrottleOrder) -> ThrottleView:
+        """Limit what is read at a site, at a time of day or at all others; for jobs that run, too."""
+        return throttling.set_rate(self._context, site, order, self._known_sites(), self._beat)
+
+    def remove_throttle(self, site: str, band: str = "") -> ThrottleView:
+        """Lift the limit of a site: wholly, or at the times of a band, HH:MM-HH:MM."""
+        return throttling.remove(self._context, site, band, self._beat)
 
     def exports(self) -> list[ExportView]:
         """What is served over NBD, and to whom."""
@@ -288,10 +345,26 @@ class Operations:
         """End what `serve` began."""
         exports = self._context.exports(self._beat)
         known = export in self._jobs.served() or any(each.name == export for each in exports.list())
+        if known and (match := _OF_JOB.fullmatch(export)):
+            hint = f"It ends with that: sendense jobs cancel {match[1]}"
+            raise Conflict(f"export {export}: is of job {match[1]}", hint)
         if not export.startswith(_SERVED) or not known:
             raise NotFound(f"export {export}: is of no restore point that is served", "List them: sendense exports")
         self._jobs.drop_served(export)  # first, or it is put back
         exports.remove(export)
+
+    def flower_url(self) -> str:
+        """Where the hub's Flower is; empty where it has none."""
+        settings = self._context.settings
+        return settings.flower_listen and f"{'https' if settings.tls_dir else 'http'}://{settings.flower_listen}/"
+
+    def notices(self) -> NoticesView:
+        """Who is told of failures, and how far that has got."""
+        return delivery.show(self._context)
+
+    def test_notices(self) -> list[NoticeSent]:
+        """Send a notice to each receiver now; what came of it."""
+        return delivery.test(self._context)
 
     def readiness(self) -> Readiness:
         """Whether the hub can do its work: whatever it needs is there and answers."""
@@ -299,6 +372,10 @@ class Operations:
         return Readiness(ready=not any(check.error for check in checks), checks=checks)
 
     # Behind them
+
+    @property
+    def _schedules(self) -> Schedules:
+        return Schedules(self._context, self._beat)
 
     def _repository(self) -> Repository:
         return open_repository(self._context.settings, create=False)
@@ -334,6 +411,9 @@ class Operations:
         if len(known) > 1:
             raise Conflict("there are several sites", f"Name one with --site: {', '.join(known)}.")
         return known[0]
+
+    def _known_sites(self) -> list[str]:
+        return [site.name for site in self.sites()]
 
     def _view(self, job: str) -> JobView:
         view = self._jobs.get(job)
@@ -377,8 +457,8 @@ class Operations:
         return node.model_copy(update={"drained": drained})
 
     def _export(self, export: Export) -> ExportView:
-        match = _OF_JOB.fullmatch(export.name)
-        job, disk = (match[1], int(match[2])) if match else ("", None)
+        of_job, of_point = _OF_JOB.fullmatch(export.name), _OF_POINT.fullmatch(export.name)
+        match, job = of_job or of_point, of_job[1] if of_job else ""
         view = self._jobs.get(job) if job else None
         clients = {each for copy in copies_of(view) for each in self._context.ledger.holders(copy)} if view else set()
         return ExportView(
@@ -387,8 +467,10 @@ class Operations:
             writable=export.writable,
             closing=export.closing,
             job=job,
-            disk=disk,
+            disk=int(match[2]) if match else None,
             clients=sorted(clients),
+            point=of_point[1] if of_point else "",
+            uri=reach(hub_export(export.name), self._context.settings),
         )
 
 

@@ -14,6 +14,7 @@ from sendense.coordinator.context import Context
 from sendense.errors import ClaimLost, SendenseError
 from sendense.jobs import broker, presence
 from sendense.nbd.connect import Beat
+from sendense.service import delivery, lateness, scheduling, throttling, watching
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,13 @@ class Duty:
     run: Callable[[Context, Beat], None]
 
 
-DUTIES: dict[str, Duty] = {}
+DUTIES: dict[str, Duty] = {
+    "schedules": Duty(scheduling.LOOK_SECONDS, scheduling.attend),
+    "notices": Duty(delivery.DELIVER_SECONDS, delivery.deliver),
+    "overdue": Duty(lateness.LOOK_SECONDS, lateness.watch),
+    "throttles": Duty(throttling.PUBLISH_SECONDS, throttling.publish),
+    "snapshots": Duty(watching.WATCH_SECONDS, watching.watch),
+}
 
 
 def run(context: Context, name: str, owner: str) -> None:
@@ -39,6 +46,7 @@ def run(context: Context, name: str, owner: str) -> None:
     def beat() -> None:
         nonlocal held
         if time.monotonic() - held > RENEW_SECONDS:
+            presence.say_routine(client)
             if not presence.hold(client, thing, owner):
                 raise ClaimLost(name, "its duty")
             held = time.monotonic()

@@ -91,6 +91,16 @@ class Child:
                 return True
         return False
 
+    def listens(self, port: int) -> bool:
+        """Whether it, and not another process, listens at a TCP port."""
+        try:
+            found = psutil.Process(self.pid).net_connections("tcp") if self.is_running() else []
+        except psutil.Error:
+            return False
+        except OSError:  # a hardened unit may hide /proc/net
+            return True
+        return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in found)
+
     def last_words(self, lines: int = 3) -> str:
         """The end of its log, for an error."""
         try:

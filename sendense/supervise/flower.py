@@ -21,7 +21,9 @@ class Flower(Web):
         environment = {"SENDENSE_REDIS": redis_url}
         child = Child("Flower", [sys.executable, "-m", "workers.flower"], folder / "flower.log", environment)
         # What it answers there is at worst that it wants a password.
-        super().__init__(child, settings.flower_listen, "/healthcheck", note, budget, tls=bool(settings.tls_dir))
+        super().__init__(
+            child, "flower_listen", settings.flower_listen, "/healthcheck", note, budget, tls=bool(settings.tls_dir)
+        )
         self.settings = settings
 
     def prepare(self) -> None:

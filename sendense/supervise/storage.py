@@ -4,9 +4,10 @@ import resource
 import time
 from pathlib import Path
 
-from sendense.exports import Exports, host_and_port
+from sendense.exports import PROBE_EXPORT, Exports, host_and_port
 from sendense.supervise.child import Child
 from sendense.supervise.service import Budget, Note, Service
+from sendense.units import MiB
 
 ASK_SECONDS = 2.0
 """Between two looks at whether the daemon answers."""
@@ -14,6 +15,8 @@ ASK_SECONDS = 2.0
 ANSWER_SECONDS = 8.0
 """A daemon that answers nothing for so long is stopped. Closing an image is the longest that it is busy by itself,
 and `Exports.remove` has that image's data on the disk by then."""
+
+PROBE_BYTES = 1 * MiB
 
 END_SECONDS = 20.0
 """To write the images' last metadata and close them."""
@@ -76,7 +79,9 @@ class Storage(Service):
             command += ["--object", f"tls-creds-x509,id=tls,endpoint=server,verify-peer=on,dir={folder}"]
             listen += ",tls-creds=tls"
         # Any number of clients: only then does a writable export advertise multi-conn.
-        return [*command, "--nbd-server", f"{listen},max-connections=0"]
+        command += ["--nbd-server", f"{listen},max-connections=0"]
+        command += ["--blockdev", f"null-co,node-name=probe,read-zeroes=on,size={PROBE_BYTES}"]
+        return [*command, "--export", f"nbd,id={PROBE_EXPORT},name={PROBE_EXPORT},node-name=probe"]
 
 
 def _with_many_files() -> list[str]:

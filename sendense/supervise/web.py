@@ -1,6 +1,7 @@
 """A child that answers over HTTP, and on which nothing else depends."""
 
 import http.client
+import socket
 import ssl
 import time
 
@@ -26,25 +27,40 @@ class Web(Service):
     """
     A server at HOST:PORT that answers at `path` without asking who wants to know.
 
-    Whatever happens to it is told to `note`, and never ends, or holds up, who supervises it.
+    Whatever happens to it is told to `note`, and never ends, or holds up, who supervises it. `setting` names HOST:PORT.
     """
 
-    def __init__(self, child: Child, listen: str, path: str, note: Note, budget: Budget, *, tls: bool) -> None:
+    def __init__(
+        self, child: Child, setting: str, listen: str, path: str, note: Note, budget: Budget, *, tls: bool
+    ) -> None:
         super().__init__(child, note, budget)
-        self._listen, self._path, self._tls = listen, path, tls
+        self._setting, self._listen, self._path, self._tls = setting, listen, path, tls
         self._asked = self._answered = 0.0
+        self.refused = ""
+        """Why it cannot listen where it is to; empty when nothing is in its way."""
 
     @property
     def url(self) -> str:
         """Where it is."""
         return f"{'https' if self._tls else 'http'}://{self._listen}/"
 
+    def start(self) -> None:
+        """Start it, unless another process listens there: `supervise` then starts it when that is gone."""
+        self._asked = time.monotonic()
+        if why := refusal(self._listen):
+            self.refused = f"the {self.child.name} cannot listen at {self._listen} ({self._setting}): {why}"
+            return
+        self.refused = ""
+        super().start()
+
     def prepare(self) -> None:
         """It gets time to start."""
         self._answered = time.monotonic()
 
     def is_ready(self) -> bool:
-        """Whether it answers."""
+        """Whether it answers there, and nobody else."""
+        if not self.child.listens(host_and_port(self._listen)[1]):
+            return False
         host, port = host_and_port(self._listen)
         connection: http.client.HTTPConnection
         if self._tls:
@@ -76,10 +92,11 @@ class Web(Service):
             if not self.kill():
                 return
         else:
-            what = f"ended ({self.child.last_words(1) or 'without a word'})"
+            what = f"ended ({self.child.last_words(2) or 'without a word'})" if self.child.pid else ""
         if self._budget.is_spent():
             return
-        self.note(f"{self.child.name} {what}: starting it again")
+        if what and not self.refused:
+            self.note(f"{self.child.name} {what}: starting it again")
         try:
             self.start()
         except SendenseError as exc:
@@ -88,3 +105,17 @@ class Web(Service):
     def end(self) -> None:
         """End it."""
         self.child.end(END_SECONDS)
+
+
+def refusal(listen: str) -> str:
+    """Why nothing can listen at HOST:PORT now; empty when it can."""
+    host, port = host_and_port(listen)
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(where)
+            listener.listen()
+    except OSError as exc:
+        return exc.strerror or str(exc)
+    return ""

@@ -13,6 +13,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from xml.etree import ElementTree
@@ -180,6 +181,12 @@ class Session:
         while (left := deadline - time.monotonic()) > 0:
             time.sleep(min(left, BEAT_SECONDS))
             self._pulse()
+
+    def clock(self) -> datetime:
+        """The time by vCenter's clock."""
+        service = vim.ServiceInstance("ServiceInstance", self._stub)
+        found: datetime = self.call("read the clock", service.CurrentTime)
+        return found
 
     def vm(self, moref: str) -> vim.VirtualMachine:
         """The VM of that moref, which may not exist: nothing is asked."""

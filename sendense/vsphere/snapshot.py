@@ -4,14 +4,15 @@
 # mypy: allow-untyped-calls
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from pyVmomi import vim, vmodl
 
 from sendense.errors import QuiesceFailed, SiteFault, SnapshotFailed, SnapshotGone, VmGone
-from sendense.models import SnapshotDisk, VmRef
+from sendense.models import SnapshotAge, SnapshotDisk, VmRef
 from sendense.units import show_seconds
 from sendense.vsphere.faults import moref_of
 from sendense.vsphere.inventory import disks_of, plain_name, size_of, snapshot_tree
@@ -128,23 +129,31 @@ def _let_creations_end(session: Session, what: str, moref: str) -> None:
 
 def find_snapshots(session: Session, prefix: str) -> list[tuple[VmRef, str, str]]:
     """VM, moref and name of every snapshot at the site whose name begins with `prefix`."""
-    paths = ("name", "config.instanceUuid", "snapshot")
-    found = gather(session, "look for snapshots", {vim.VirtualMachine: paths})
+    return [(vm, moref_of(entry.snapshot), entry.name) for vm, entry in _entries(session, prefix)]
+
+
+def date_snapshots(session: Session, prefix: str) -> list[SnapshotAge]:
+    """The same with their ages, by vCenter's clock."""
+    found, now = list(_entries(session, prefix)), session.clock()
     return [
-        (
-            VmRef(
-                site=session.name,
-                moref=vm.moref,
-                uuid=vm.properties.get("config.instanceUuid") or "",
-                name=plain_name(vm.properties.get("name", "")),
-            ),
-            moref_of(entry.snapshot),
-            entry.name,
-        )
-        for vm in found
-        for entry in snapshot_tree(vm.properties.get("snapshot"))
-        if entry.name.startswith(prefix)
+        SnapshotAge(vm=vm, name=entry.name, age=max(0.0, (now - entry.createTime).total_seconds()))
+        for vm, entry in found
     ]
+
+
+def _entries(session: Session, prefix: str) -> Iterator[tuple[VmRef, Any]]:
+    """VM and entry in its tree of every snapshot whose name begins with `prefix`."""
+    paths = ("name", "config.instanceUuid", "snapshot")
+    for vm in gather(session, "look for snapshots", {vim.VirtualMachine: paths}):
+        ref = VmRef(
+            site=session.name,
+            moref=vm.moref,
+            uuid=vm.properties.get("config.instanceUuid") or "",
+            name=plain_name(vm.properties.get("name", "")),
+        )
+        for entry in snapshot_tree(vm.properties.get("snapshot")):
+            if entry.name.startswith(prefix):
+                yield ref, entry
 
 
 def _named(session: Session, what: str, moref: str, name: str) -> list[str]:

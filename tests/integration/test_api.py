@@ -23,6 +23,7 @@ from sendense.api.server import HEAD_SECONDS
 from sendense.api.streams import HEARTBEAT_SECONDS, STREAMS
 from tests.api import ANSWER_SECONDS, Api, free_port, open_api, problem
 from tests.backup import WAIT_SECONDS, Backups, patiently
+from tests.hub import open_hub
 from tests.site import LabSite, MiB, open_site
 
 STREAM = {"Accept": "text/event-stream"}
@@ -371,7 +372,8 @@ def test_readiness(api: Api, operator: httpx.Client, backups: Backups) -> None:
         answer = anybody.get("/readyz")
         assert answer.status_code == 503
         assert answer.headers["Retry-After"]
-        assert [check["name"] for check in answer.json()["checks"] if check["error"]] == ["redis", "coordinator"]
+        wrong = [check["name"] for check in answer.json()["checks"] if check["error"]]
+        assert wrong == ["redis", "coordinator", "routine"]
         if redis.is_running() and redis.status() == "stopped":  # the hub starts a silent one again
             refused = operator.get("/api/v1/jobs")
             if refused.status_code != 200:
@@ -383,6 +385,21 @@ def test_readiness(api: Api, operator: httpx.Client, backups: Backups) -> None:
             redis.send_signal(signal.SIGCONT)
     assert patiently(lambda: anybody.get("/readyz").status_code == 200, WAIT_SECONDS)
     assert operator.get("/api/v1/jobs").status_code == 200
+
+
+def test_a_redis_that_refuses_is_no_fault_of_the_request(backups: Backups, tmp_path: Path) -> None:
+    """With a wrong password the hub lacks a part: 503, and which password, to whoever asks and in its readiness."""
+    password = tmp_path / "wrong"
+    password.touch(0o600)
+    password.write_text("wrong\n")
+    with open_hub() as redis, open_api(backups, redis=redis.url, redis_password_file=password) as api:
+        redis.client.config_set("requirepass", "right")
+        client = api.client(api.token("reader", "refused"))
+        found = problem(client.get("/api/v1/jobs"), 503)
+        assert (found["type"], str(password) in found["detail"]) == ("urn:sendense:unavailable", True)
+        ready = client.get("/readyz")
+    assert ready.status_code == 503
+    assert str(password) in next(check["error"] for check in ready.json()["checks"] if check["name"] == "redis")
 
 
 def test_every_change_is_in_the_audit_log(

@@ -11,7 +11,7 @@ import pytest
 
 from sendense.views import Job
 from tests.api import Api, free_port, open_api
-from tests.backup import WAIT_SECONDS, Backups, MiB, patiently
+from tests.backup import COMMAND_SECONDS, WAIT_SECONDS, Backups, MiB, patiently
 from tests.integration.support import Result, same_image, tool
 from tests.site import LabSite, open_site
 
@@ -177,9 +177,54 @@ def test_served(far: Far, tmp_path: Path) -> None:
         assert tool("cmp", raw, tmp_path / "read") == ""
     exports = json.loads(far.run("exports", "--json").stdout)
     assert [(each["job"], each["writable"]) for each in exports] == [("", False)] * len(uris)
+    assert [(each["point"], each["uri"]) for each in exports] == [(job.point, uri) for uri in uris]
     process.send_signal(signal.SIGTERM)
     assert backups.finish(process).status == 0
     assert far.run("exports").stdout == "nothing is served\n"
+
+
+def test_what_a_killed_serve_leaves(far: Far) -> None:
+    """Its exports are listed with the point that they are of, and can be removed by their names; a job's cannot."""
+    point = far.backups.backup("mail01").point
+    process = far.start("serve", point, "--disk", "2000")
+    assert process.stdout
+    uri = process.stdout.readline().strip()
+    process.kill()
+    process.communicate(timeout=COMMAND_SECONDS)
+    name = f"point-{point}-2000"
+    assert far.run("exports").stdout.splitlines()[1:] == [
+        f"point {point}  2000  read-only",
+        f"    export {name}",
+        *(line for line in far.run("exports").stdout.splitlines() if line.startswith("    image /")),
+        f"    at {uri}",
+    ]
+    assert far.run("exports", "remove", name).stdout == f"export {name} is removed\n"
+    assert far.run("exports").stdout == "nothing is served\n"
+    again = far.run("exports", "remove", name)
+    assert (again.status, again.error[0]) == (
+        2,
+        f"sendense: export {name}: is of no restore point that is served",
+    )
+
+
+def test_a_hub_that_stops_is_said_soon(far: Far, api: Api, site: LabSite) -> None:
+    """A command follows what the hub tells, and asks only when it tells nothing; when that stops, it says so."""
+    site.client.set("mail01", read_rate=SLOW)
+    try:
+        process = far.start("backup", "mail01", "--mode", "full")
+        job = far.backups.wait_for_step("copy", process).id
+        assert api.process
+        api.process.send_signal(signal.SIGSTOP)
+        assert process.stderr
+        while "said nothing of the job for 5 s" not in (line := process.stderr.readline()):
+            assert line
+        api.process.send_signal(signal.SIGCONT)
+    finally:
+        site.client.set("mail01", read_rate=0)
+    result = far.backups.finish(process)
+    assert (result.status, result.stdout.startswith("backup of mail01: done")) == (0, True), result
+    asked = [line for line in api.log.read_text().splitlines() if f"GET /api/v1/jobs/{job} " in line]
+    assert len(asked) <= 3
 
 
 def test_a_hub_that_goes_away(far: Far, api: Api, site: LabSite) -> None:

@@ -230,6 +230,16 @@ class Machine(RuleBasedStateMachine):
         stored, left = batch_of([Extent(offset, half)]), batch_of([Extent(offset + half, length - half)])
         self._record(claim, Rest(stored, left, self._failure(claim, error), delay_before_next(claim.attempt, error)))
 
+    @rule(claim=claims)
+    def record_as_far_as_it_was_read(self, claim: Claim) -> None:
+        """A worker was held back, and read only the first half of its batch: nothing failed."""
+        offset, length, zero = claim.extents[0]
+        if zero or length < 2 * CLUSTER:
+            return
+        half, failures = length // 2, len(self.ledger.failures(JOB))
+        self._record(claim, Rest(batch_of([Extent(offset, half)]), batch_of([Extent(offset + half, length - half)])))
+        assert len(self.ledger.failures(JOB)) == failures
+
     @rule(claim=consumes(claims), error=st.sampled_from(FAILURES))
     def release(self, claim: Claim, error: SendenseError) -> None:
         """A worker's attempt fails, as an ordinary error does."""
@@ -371,7 +381,7 @@ class Machine(RuleBasedStateMachine):
             del self.owners[claim.batch]
             self.done[claim.batch] = (claim.owner, data)
             if rest:
-                self.attempts[self.batches] = self.attempts[claim.batch]
+                self.attempts[self.batches] = self.attempts[claim.batch] if rest.failure else 0
                 self.batches += 1
 
     def _failure(self, claim: Claim, error: SendenseError) -> Failure:

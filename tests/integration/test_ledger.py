@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 
@@ -96,6 +97,8 @@ def snapshot(hub: Hub) -> dict[bytes, object]:
             found[key] = {k: v for k, v in hub.client.hgetall(key).items() if k not in (b"active", b"began", b"ended")}
         elif kind == b"zset":
             found[key] = sorted(hub.client.zrange(key, 0, -1))
+        elif kind == b"stream":
+            found[key] = [change for _, change in cast(Any, hub.client.xrange(key))]
         else:
             found[key] = hub.client.lrange(key, 0, -1)
     return found
@@ -761,7 +764,8 @@ def test_delete(hub: Hub, ledger: Ledger) -> None:
     ledger.touch(JOB, "host/1/a")
     ledger.prepare(SPEC.model_copy(update={"id": f"{JOB}-verify"}))
     ledger.delete(JOB)
-    assert sorted(hub.client.keys()) == [f"sendense:{JOB}-verify:job".encode(), b"sendense:moved"]
+    kept = [b"sendense:moved", b"sendense:moving", b"sendense:tally"]
+    assert sorted(hub.client.keys()) == [f"sendense:{JOB}-verify:job".encode(), *kept]
 
 
 def test_jobs_do_not_meet(hub: Hub, ledger: Ledger) -> None:

@@ -150,9 +150,9 @@ def test_drained_and_handed_back(fleet: Fleet, kept: dict[int, Path]) -> None:
 
 
 def takers(machines: Machines, node: str) -> list[str]:
-    """The workers of a node that take work."""
+    """The workers of a node that copy, and take work."""
     with machines.client() as client:
-        return [one.name for one in presence.present(client) if one.name.startswith(f"{node}-") and one.queues]
+        return [one.name for one in presence.present(client) if one.name == f"{node}-copy" and one.queues]
 
 
 def prefetched(machines: Machines) -> int:

@@ -14,15 +14,25 @@ LAYERS = (
     {"sendense"},  # the version; and it loads the client for whoever names that
     {"sendense.units", "sendense.lifeline", "sendense.beat"},
     {"sendense.errors"},
-    {"sendense.models", "sendense.extents", "sendense.retry", "sendense.files"},
-    {"sendense.settings", "sendense.requests", "sendense.schedules", "sendense.throttles", "sendense.pki"},
-    {"sendense.orders"},
+    {"sendense.models", "sendense.extents", "sendense.retry", "sendense.files", "sendense.addresses"},
+    {"sendense.receivers"},
+    {
+        "sendense.settings",
+        "sendense.requests",
+        "sendense.maps",
+        "sendense.schedules",
+        "sendense.throttles",
+        "sendense.pki",
+    },
+    {"sendense.orders", "sendense.occurrences"},
     {"sendense.nbd", "sendense.vsphere"},
     {"sendense.repository", "sendense.exports"},
     {"sendense.jobs", "sendense.views"},
+    {"sendense.notices"},
     {"sendense.supervise", "sendense.coordinator"},
     {"sendense.service"},
     {"sendense.local", "sendense.hub", "sendense.node", "sendense.lab", "sendense.api", "sendense.client"},
+    {"sendense.diagnosis"},
     {"sendense.cli"},
     {"sendense.__main__"},
 )
@@ -32,7 +42,10 @@ ALLOWED = {
     "nbd": {"sendense.nbd"},
     "redis": {
         *("sendense.jobs.access", "sendense.jobs.ledger", "sendense.jobs.presence", "sendense.jobs.slots"),
-        "sendense.coordinator.record",
+        "sendense.jobs.throttle",
+        "sendense.jobs.tally",
+        *("sendense.coordinator.record", "sendense.coordinator.outbox"),
+        "sendense.service.runs",
     },
     "pyVmomi": {"sendense.vsphere", "sendense.lab"},
     "qemu.qmp": {"sendense.exports"},
@@ -49,6 +62,7 @@ ALLOWED = {
     "typer": {"sendense.cli"},
     "rich": {"sendense.cli"},
     "psutil": {"sendense.supervise"},
+    "prometheus_client": {"sendense.service.metrics", "sendense.service.families", "sendense.api.metrics"},
     "pydantic_settings": {"sendense.settings"},
 }
 """Libraries that only one place touches: the packages and modules that may import them."""

@@ -24,6 +24,7 @@ for index = 3, #ARGV, 2 do
     if stored then
       redis.call('HDEL', key('done'), name)
       redis.call('HDEL', key('writers'), name)
+      tell(name, '')
       add('done', 0 - cjson.decode(stored).data)
       add('batches_done', -1)
     end

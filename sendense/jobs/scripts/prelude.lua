@@ -10,7 +10,12 @@ local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local function add(field, amount) redis.call('HINCRBY', key('job'), field, amount) end
 local function get(field) return redis.call('HGET', key('job'), field) end
 local function touch() redis.call('HSET', key('job'), 'active', now) end
+local function tally(name, amount) redis.call('HINCRBY', 'sendense:tally', name, amount) end -- for good: jobs.tally
+local function spec_now() return cjson.decode(get('spec')) end
 local function owner_of(batch) return redis.call('HGET', key('owners'), batch) end
+local function tell(batch, worker) -- of a batch that is stored from now on; without a worker: not any more
+  redis.call('XADD', key('changes'), 'MAXLEN', '~', 4000, '*', 'batch', batch, 'worker', worker)
+end
 local function unclaim(batch)
   redis.call('ZREM', key('claims'), batch)
   redis.call('HDEL', key('owners'), batch)
@@ -24,6 +29,9 @@ local function report(batch, copied)
     add('copied', copied - before)
     redis.call('HINCRBY', key('workers'), worker, copied - before)
     redis.call('HINCRBY', 'sendense:moved', worker, copied - before)
+    local spec = spec_now()
+    tally(string.format('bytes/%s/%s/%s', spec.kind, spec.site, worker), copied - before)
+    redis.call('HSET', 'sendense:moving', spec.site, now)
     redis.call('HSET', key('progress'), batch, copied)
   end
 end
@@ -44,5 +52,6 @@ local function try_again(batch, failure, delay) -- after so many seconds, or nev
   else
     redis.call('ZADD', key('later'), now + delay, batch)
     add('retries', 1)
+    tally('retries', 1)
   end
 end

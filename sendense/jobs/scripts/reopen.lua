@@ -3,6 +3,7 @@ for index = 1, #ARGV, 2 do
   local batch = ARGV[index]
   if redis.call('HDEL', key('done'), batch) == 1 then
     redis.call('HDEL', key('writers'), batch)
+    tell(batch, '')
     redis.call('ZADD', key('todo'), batch, batch)
     add('done', 0 - tonumber(ARGV[index + 1]))  -- a minus alone would make '-0' of nothing
     add('batches_done', -1)

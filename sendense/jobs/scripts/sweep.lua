@@ -15,6 +15,7 @@ for _, batch in ipairs(redis.call('ZRANGEBYSCORE', key('claims'), '-inf', now)) 
   unclaim(batch)
   try_again(batch, failure, attempt >= tonumber(ARGV[2]) and -1 or tonumber(ARGV[5]))
   add('stalls', 1)
+  tally('stalls/claim-lapsed', 1)
   answer[#answer + 1] = batch
   answer[#answer + 1] = owner
 end

@@ -1,0 +1,42 @@
+"""Amounts as users write them: bytes, and days of the week."""
+
+import re
+
+from sendense.errors import InputError
+from sendense.units import GiB, KiB, MiB
+
+_UNITS = {"": 1, "K": KiB, "M": MiB, "G": GiB, "T": 1024 * GiB}
+
+DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+def read_bytes(text: str) -> int:
+    """Bytes from '64M', '1.5G' or '4096'."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE | re.ASCII)
+    if not match:
+        raise InputError(f"{text}: not a size", "Give bytes, or a number with K, M, G or T.")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def read_days(text: str) -> list[int]:
+    """ISO weekdays from 'mon-fri', 'sat,sun' or 'fri-mon'; 'daily' or nothing is all of them, as no days."""
+    found: set[int] = set()
+    for part in filter(None, text.lower().replace(" ", "").split(",")):
+        first, _, last = part.partition("-")
+        if part == "daily":
+            return []
+        if first not in DAYS or (last or first) not in DAYS or part.endswith("-"):
+            raise InputError(f"{text}: no days of the week", "Give them as mon-fri, or as sat,sun.")
+        start = DAYS.index(first)
+        length = (DAYS.index(last or first) - start) % 7 + 1
+        found |= {(start + day) % 7 + 1 for day in range(length)}
+    return sorted(found) if len(found) < 7 else []
+
+
+def show_days(days: list[int]) -> str:
+    """The same the other way round: 'mon-fri', 'sat, sun', 'daily'."""
+    if not days:
+        return "daily"
+    names = [DAYS[day - 1] for day in sorted(set(days))]
+    together = len(names) > 2 and DAYS.index(names[-1]) - DAYS.index(names[0]) == len(names) - 1
+    return f"{names[0]}-{names[-1]}" if together else ", ".join(names)

@@ -1,0 +1,119 @@
+"""The `sendense throttle` commands."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sendense.cli.amounts import read_bytes, read_days, show_days
+from sendense.cli.opening import open_hub
+from sendense.cli.tables import print_json, print_table, say
+from sendense.errors import InputError
+from sendense.units import show_bytes
+
+if TYPE_CHECKING:
+    from sendense.views import ThrottleView
+
+throttle_app = typer.Typer(help="How fast the disks of a site may be read, by time of day.", no_args_is_help=False)
+
+_NONE = ("none", "off", "unlimited")
+
+_Site = Annotated[str, typer.Argument(metavar="SITE", help="The site's name.")]
+_From = Annotated[str, typer.Option("--from", metavar="HH:MM", help="When it begins; with --to.")]
+_To = Annotated[str, typer.Option("--to", metavar="HH:MM", help="When it ends; the next day, if that is earlier.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@throttle_app.callback(invoke_without_command=True)
+def list_throttles(context: typer.Context, as_json: _Json = False) -> None:
+    """The limits of all sites, which is in force now, and what was read in the last ten seconds."""
+    if context.invoked_subcommand:
+        return
+    with open_hub() as hub:
+        found = hub.throttles()
+    if as_json:
+        print_json([each.model_dump(mode="json") for each in found])
+        return
+    if not found:
+        say("no site is known; start a node at one: sendense node --site NAME")
+        return
+    rows: list[list[str]] = []
+    for each in found:
+        now = f"{_rate(each.limit)}{', holds' if each.holds else ''}"
+        rows.append([each.site, now, f"{show_bytes(each.measured)}/s", _rate(each.rate), _otherwise(each)])
+        for band in each.bands:
+            days = f" {show_days(band.days)}" if band.days else ""
+            rows.append(["", "", "", _rate(band.rate), f"{band.start}-{band.end}{days}{_zone(each)}"])
+    print_table(["site", "now", "read", "limit", "when"], rows, right=("read", "limit"))
+
+
+@throttle_app.command("set")
+def set_rate(
+    site: _Site,
+    rate: Annotated[str, typer.Argument(metavar="RATE", help="Bytes a second: 50M, 1.5G; or 'none'.")],
+    start: _From = "",
+    end: _To = "",
+    days: Annotated[str, typer.Option(metavar="DAYS", help="On which that time begins: mon-fri, or sat,sun.")] = "",
+    timezone: Annotated[
+        str, typer.Option(metavar="ZONE", help="Of all times of the site, such as Europe/Oslo; else the hub's own.")
+    ] = "",
+    as_json: _Json = False,
+) -> None:
+    """
+    Limit what all nodes of a site read together, for jobs that run as well.
+
+    With --from and --to at that time of day, otherwise at all times that have no limit of their own.
+    """
+    from sendense.orders import BandOrder, ThrottleOrder, make_order
+
+    _must_be_both(start, end)
+    if days and not start:
+        raise InputError("--days is without --from and --to", "For whole days give --from 00:00 --to 00:00.")
+    band = make_order(BandOrder, start=_time(start), end=_time(end), days=read_days(days)) if start else None
+    order = make_order(ThrottleOrder, rate=_bytes_a_second(rate), band=band, timezone=timezone)
+    with open_hub() as hub:
+        _show(hub.set_throttle(site, order), as_json=as_json)
+
+
+@throttle_app.command()
+def remove(site: _Site, start: _From = "", end: _To = "", as_json: _Json = False) -> None:
+    """Lift the limits of a site; with --from and --to only that of these times."""
+    _must_be_both(start, end)
+    with open_hub() as hub:
+        _show(hub.remove_throttle(site, f"{_time(start)}-{_time(end)}" if start else ""), as_json=as_json)
+
+
+def _show(found: "ThrottleView", *, as_json: bool) -> None:
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    now = f"may read {_rate(found.limit)} now, on all its nodes together" if found.limit else "has no limit now"
+    say(f"site {found.site} {now}")
+
+
+def _must_be_both(start: str, end: str) -> None:
+    if bool(start) != bool(end):
+        raise InputError("--from and --to belong together", "Give both, such as --from 08:00 --to 18:00, or neither.")
+
+
+def _bytes_a_second(text: str) -> int:
+    return 0 if text.lower() in _NONE else read_bytes(text.removesuffix("/s"))
+
+
+def _time(text: str) -> str:
+    """HH:MM from what users write, such as 8:00."""
+    hour, colon, minute = text.partition(":")
+    if not (colon and hour.isdigit() and minute.isdigit() and int(hour) < 24 and len(minute) == 2 and int(minute) < 60):
+        raise InputError(f"{text}: no time of day", "Give it as HH:MM, from 00:00 to 23:59.")
+    return f"{int(hour):02}:{minute}"
+
+
+def _rate(rate: int) -> str:
+    return f"{show_bytes(rate)}/s" if rate else "none"
+
+
+def _otherwise(throttle: "ThrottleView") -> str:
+    return "at other times" if throttle.bands else "always" if throttle.rate else ""
+
+
+def _zone(throttle: "ThrottleView") -> str:
+    return f" {throttle.timezone}" if throttle.timezone else ""

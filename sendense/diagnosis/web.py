@@ -1,0 +1,77 @@
+"""What a hub answers over HTTP: its API, and Flower."""
+
+import http.client
+import json
+import ssl
+from pathlib import Path
+from typing import Any
+
+from sendense import pki
+from sendense.diagnosis.finding import Trouble
+from sendense.settings import Settings, host_and_port
+
+ANSWER_SECONDS = 10.0
+"""For one answer: GET /readyz looks at all parts, for up to 8 s."""
+
+_LOOPBACKS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Where this machine reaches what listens on all of its addresses."""
+
+
+def api(settings: Settings) -> str:
+    """The API answers at its address, is this hub's, and calls itself ready."""
+    listen, folder = settings.api_listen, settings.tls_dir
+    status, body = _get("api", listen, "/healthz", folder)
+    if status != http.client.OK or body != {"status": "ok"}:
+        fix = "End who listens there (ss -ltnp), or set api_listen to another address; then restart the hub."
+        raise Trouble("port-taken", f"what answers at {listen} is not the API (status {status})", fix)
+    status, body = _get("api", listen, "/readyz", folder)
+    if status != http.client.OK:
+        wrong = [f"{each['name']}: {each['error']}" for each in body.get("checks", []) if each.get("error")]
+        raise Trouble("not-ready", "; ".join(wrong) or f"status {status}", "What it lacks is what to mend.")
+    return f"ready at {'https' if folder else 'http'}://{listen}"
+
+
+def flower(settings: Settings) -> str:
+    """Flower answers at its address. Nothing depends on it."""
+    status, _ = _get("flower", settings.flower_listen, "/healthcheck", settings.tls_dir)
+    if status not in (http.client.OK, http.client.UNAUTHORIZED):
+        fix = "End who listens there (ss -ltnp), or set flower_listen to another address; then restart the hub."
+        raise Trouble("port-taken", f"what answers at {settings.flower_listen} is not Flower (status {status})", fix)
+    return f"answers at {settings.flower_listen}"
+
+
+def _get(part: str, listen: str, path: str, folder: Path | None) -> tuple[int, dict[str, Any]]:
+    host, port = host_and_port(listen)
+    connection = _connection(_LOOPBACKS.get(host, host), port, folder)
+    log = f"The hub starts it again by itself; {part}.log in its folder says why it ended."
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, _object(response.read())
+    except ssl.SSLCertVerificationError as exc:
+        fix = "Renew it (sendense pki init --renew), and restart the hub: it serves the one that it started with."
+        raise Trouble(f"{part}-certificate", f"{listen}: {exc.verify_message}", fix) from exc
+    except TimeoutError as exc:
+        fix = "It is stopped, or overloaded: the hub starts it again after half a minute; if not, restart the hub."
+        raise Trouble(f"{part}-silent", f"{listen}: no answer in {ANSWER_SECONDS:.0f} s", fix) from exc
+    except (OSError, http.client.HTTPException) as exc:
+        said = getattr(exc, "strerror", "") or str(exc) or type(exc).__name__
+        raise Trouble(f"{part}-away", f"{listen}: {said}", log) from exc
+    finally:
+        connection.close()
+
+
+def _connection(host: str, port: int, folder: Path | None) -> http.client.HTTPConnection:
+    if not folder:
+        return http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)
+    context = ssl.create_default_context(cafile=folder.absolute() / pki.CA_CERT)
+    context.check_hostname = False  # it has the names that others reach it under
+    return http.client.HTTPSConnection(host, port, timeout=ANSWER_SECONDS, context=context)
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

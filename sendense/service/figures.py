@@ -1,0 +1,199 @@
+"""A hub in figures: what Redis, the repository and its schedules tell at one moment; each apart, as any may be away."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from sendense.coordinator import upkeep
+from sendense.coordinator.context import Context, open_repository
+from sendense.coordinator.copying import copies_of
+from sendense.errors import InputError
+from sendense.jobs import presence, tally
+from sendense.jobs.tally import Tally
+from sendense.models import Node, VmRef
+from sendense.repository.catalogue import Repository
+from sendense.repository.finding import is_new
+from sendense.repository.points import Point
+from sendense.repository.settings import read_settings
+from sendense.requests import JobView
+from sendense.schedules import Schedule
+from sendense.service import scheduling, watching
+from sendense.service.watching import SiteLook
+from sendense.settings import Settings
+
+TO_DO, QUEUED, RUNNING = "to-do", "queued", "running"
+"""Batches of the plan that are not sent, or wait for another attempt; those that are sent; those that are claimed."""
+
+_BUSY = ("preparing", "ready", "copying")
+_FIELDS = ("state", "spec", "began", "active", "batches", "batches_done")
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A disk that is being copied or read back: what is left of it, and since when (Redis's clock) it could go on."""
+
+    site: str
+    batches: dict[str, int]
+    since: float
+    paused: bool
+
+
+@dataclass(frozen=True)
+class HubFigures:
+    """What Redis tells. Times in seconds since the epoch by its clock, sizes in bytes."""
+
+    clock: float
+    tally: Tally
+    moving: dict[str, float]
+    """By site when its last byte was moved."""
+    states: dict[str, int]
+    """How many of the remembered jobs are in each state."""
+    copies: list[Copy]
+    snapshots: list[tuple[VmRef, float]]
+    """Of active jobs: the VM, and when its snapshot was made."""
+    sites: dict[str, SiteLook]
+    nodes: dict[str, Node]
+    """Those that live, by name."""
+    known: dict[str, str]
+    """The sites of those that live or are missed."""
+    drained: set[str]
+    memory: int
+    memory_limit: int
+    """0 for none."""
+    keys: int
+
+    def idle(self) -> dict[str, float]:
+        """By site for how many seconds no byte was moved, though there was work all that time; 0 without work."""
+        found = dict.fromkeys(self.moving, 0.0)
+        for site in {copy.site for copy in self.copies}:
+            since = [copy.since for copy in self.copies if copy.site == site and not copy.paused]
+            last = max(min(since, default=self.clock), self.moving.get(site, 0.0))
+            found[site] = max(0.0, self.clock - last)
+        return found
+
+
+@dataclass(frozen=True)
+class VmFigures:
+    """A VM with restore points. `newest`: when the newest was made, in seconds since the epoch."""
+
+    ref: VmRef
+    points: int
+    newest: float
+
+
+@dataclass(frozen=True)
+class RepositoryFigures:
+    """What the repository tells; sizes in bytes of its file system."""
+
+    free: int
+    size: int
+    vms: list[VmFigures] = field(default_factory=list)
+    broken: int = 0
+
+
+def read_hub(context: Context) -> HubFigures:
+    """What Redis tells, in some ten round trips and one for each active job."""
+    client = context.ledger.client
+    counts, moving = tally.read(client)
+    views = list(upkeep.active(context.jobs))
+    memory = client.info("memory")
+    return HubFigures(
+        clock=context.jobs.clock(),
+        tally=counts,
+        moving=moving,
+        states=context.jobs.states(),
+        copies=list(_copies(context, views)),
+        snapshots=[(view.work.info.ref, at) for view in views if view.work.info and (at := _frozen(view))],
+        sites=watching.looks(context),
+        nodes={node.name: node for node in presence.nodes(client)},
+        known=presence.known_nodes(client),
+        drained=presence.drained(client),
+        memory=int(memory["used_memory"]),
+        memory_limit=int(memory.get("maxmemory", 0)),
+        keys=client.dbsize(),
+    )
+
+
+def batches(hub: HubFigures) -> Counter[str]:
+    """The batches of all copies, by where they are."""
+    found: Counter[str] = Counter(dict.fromkeys((TO_DO, QUEUED, RUNNING), 0))
+    for copy in hub.copies:
+        found.update(copy.batches)
+    return found
+
+
+def _frozen(view: JobView) -> float:
+    """When the snapshot was made that the job has; 0 without one."""
+    return view.work.created.timestamp() if view.work.snapshot and view.work.created else 0.0
+
+
+def _copies(context: Context, views: list[JobView]) -> Iterator[Copy]:
+    names = [(view, name) for view in views for name in copies_of(view)]
+    with context.ledger.client.pipeline(transaction=False) as pipe:
+        for _, name in names:
+            key = context.ledger.key
+            pipe.hmget(key(name, "job"), _FIELDS)
+            pipe.zcard(key(name, "sent"))
+            pipe.zcard(key(name, "claims"))
+            pipe.hlen(key(name, "failed"))
+        answers = pipe.execute()
+    for (view, _), record, queued, running, failed in zip(
+        names, answers[::4], answers[1::4], answers[2::4], answers[3::4], strict=True
+    ):
+        state, spec, began, active, planned, done = record
+        if spec is None or state is None or state.decode() not in _BUSY:
+            continue
+        # Before it is planned its survey says that it is at work; after that, only bytes count.
+        entered = (view.started or view.created).timestamp()
+        since = float(began or 0) if state == b"copying" else max(entered, float(active or 0))
+        left = int(planned or 0) - int(done or 0) - queued - running - failed
+        found = {TO_DO: max(0, left), QUEUED: queued, RUNNING: running}
+        yield Copy(site=json.loads(spec)["site"], batches=found, since=since, paused=view.paused)
+
+
+class RepositoryReader:
+    """Reads a repository again and again; what did not change since is not read anew."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._repository: Repository | None = None
+
+    def read(self) -> RepositoryFigures:
+        """What the repository tells; InputError or OSError where it is not there, or no folder of ours."""
+        path = self._settings.repository
+        if path and not self._repository and is_new(path):
+            usage = shutil.disk_usage(path if path.exists() else path.absolute().parent)
+            return RepositoryFigures(free=usage.free, size=usage.total)
+        repository = self._repository = self._repository or open_repository(self._settings, create=False)
+        if not repository.layout.marker.exists():
+            self._repository = None
+            raise InputError(f"{path}: is no repository any more", "Is its file system mounted?")
+        usage = shutil.disk_usage(repository.layout.root)
+        points: dict[str, list[Point]] = {}
+        for point in repository.points():  # the oldest first
+            points.setdefault(point.vm.uuid, []).append(point)
+        vms = [VmFigures(each[-1].vm, len(each), each[-1].created.timestamp()) for each in points.values()]
+        return RepositoryFigures(free=usage.free, size=usage.total, vms=vms, broken=len(repository.broken()))
+
+
+def read_overdue(context: Context) -> list[tuple[VmRef, float]]:
+    """The VMs that a schedule is for, and for how many seconds each is overdue; 0 for those that are not."""
+    path = context.settings.repository
+    if not path or is_new(path):
+        return []
+    schedules = read_settings(context.repository.layout).schedules
+    if not schedules:
+        return []
+    now = context.jobs.clock()
+    late = {each.vm.uuid: (each.vm, now - each.due.timestamp()) for each in scheduling.overdue(context)}
+    refs = [known.ref for known in context.repository.vms()]
+    found = {ref.uuid: (ref, 0.0) for ref in refs if any(_is_for(schedule, ref) for schedule in schedules)}
+    return list((found | late).values())
+
+
+def _is_for(schedule: Schedule, vm: VmRef) -> bool:
+    if schedule.paused:
+        return False
+    return schedule.vm.uuid == vm.uuid if schedule.vm else schedule.site in ("", vm.site)

@@ -1,0 +1,68 @@
+"""What a hub does about its schedules: looks after each every few seconds, and knows which VMs are overdue."""
+
+import logging
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from sendense import occurrences
+from sendense.coordinator.context import Context
+from sendense.errors import ClaimLost, SendenseError
+from sendense.jobs import broker
+from sendense.nbd.connect import Beat
+from sendense.occurrences import Overdue
+from sendense.repository.finding import is_new
+from sendense.repository.settings import read_settings
+from sendense.schedules import Schedule, Seen
+from sendense.service.attendance import Attendance
+from sendense.service.runs import Runs
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 5.0
+"""Between two looks: a schedule may begin so much late."""
+
+
+def attend(context: Context, beat: Beat) -> None:
+    """Look after all schedules; what is wrong with one does not keep the others from it."""
+    path = context.settings.repository
+    if not path or is_new(path):
+        return
+    schedules = read_settings(context.repository.layout).schedules
+    runs = Runs(context.ledger.client)
+    runs.keep(schedule.name for schedule in schedules)
+    for schedule in schedules:
+        beat()
+        try:
+            Attendance(context, runs, schedule, beat).look()
+        except (ClaimLost, *broker.Unavailable):
+            raise
+        except SendenseError as exc:
+            log.warning("schedule %s: %s", schedule.name, exc, extra={"action": "schedule"})
+        except Exception:
+            log.exception("schedule %s: a fault", schedule.name, extra={"action": "schedule"})
+
+
+def overdue(context: Context) -> list[Overdue]:
+    """The VMs that have had no restore point for longer than their schedules allow, the one due first first."""
+    path = context.settings.repository
+    if not path or is_new(path):
+        return []
+    repository = context.repository
+    known = repository.vms()
+    newest = {vm.ref.uuid: point.created for vm in known if (point := repository.latest(vm.ref.uuid))}
+    runs = Runs(context.ledger.client)
+
+    def vms_of(schedule: Schedule) -> Iterable[Seen]:
+        if schedule.vm:
+            return [Seen(vm=schedule.vm, since=schedule.since)]
+        seen = runs.seen(schedule.name)
+        if seen is not None:
+            return seen.values()
+        # Nobody could be asked yet: those that were backed up before.
+        return [
+            Seen(vm=vm.ref, since=schedule.since) for vm in known if not schedule.site or vm.ref.site == schedule.site
+        ]
+
+    schedules = read_settings(repository.layout).schedules
+    now = datetime.fromtimestamp(context.jobs.clock(), UTC)
+    return occurrences.overdue([(schedule, vms_of(schedule)) for schedule in schedules], newest, now)

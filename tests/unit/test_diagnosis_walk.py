@@ -1,0 +1,90 @@
+"""The order of a check-up: what is skipped and why, what hangs, and how all of it ends in time."""
+
+import threading
+import time
+
+import pytest
+
+from sendense.diagnosis.finding import Check, Finding, Trouble, all_is_well
+from sendense.diagnosis.walk import NO_ANSWER, examine
+from sendense.errors import InputError, LoginRefused
+
+PATIENT = 60.0
+
+
+def fine() -> str:
+    """A look that finds nothing wrong."""
+    return "fine"
+
+
+def broken() -> str:
+    """A look that finds a fault."""
+    raise Trouble("torn", "it is torn", "mend it")
+
+
+def test_what_depends_on_a_fault_is_skipped_and_names_the_first_cause() -> None:
+    """Only what has nothing to do with the fault is looked at, and every skipped line names the fault itself."""
+    checks = [
+        Check("ground", broken),
+        Check("house", fine, ("ground",)),
+        Check("roof", fine, ("house",)),
+        Check("garden", fine),
+    ]
+    found = list(examine(checks, PATIENT))
+    assert found == [
+        Finding("ground", "wrong", "torn", "it is torn", "mend it"),
+        Finding("house", "skipped", detail="because of: ground"),
+        Finding("roof", "skipped", detail="because of: ground"),
+        Finding("garden", "ok", detail="fine"),
+    ]
+    assert not all_is_well(found)
+
+
+def test_a_warning_is_no_fault() -> None:
+    """What is worth a word skips nothing, and all is well."""
+
+    def doubtful() -> str:
+        raise Trouble("worn", "it is worn", "look after it", "warning")
+
+    found = list(examine([Check("coat", doubtful), Check("hat", fine, ("coat",))], PATIENT))
+    assert [each.result for each in found] == ["warning", "ok"]
+    assert all_is_well(found)
+
+
+def test_a_look_that_hangs_ends_at_its_deadline_and_all_looks_at_theirs() -> None:
+    """One that hangs is said to give no answer; when all time is used up, what is left is unknown."""
+    never = threading.Event()
+
+    def hangs() -> str:
+        never.wait(PATIENT)
+        return ""
+
+    checks = [Check("disk", hangs, seconds=0.2), Check("net", hangs), Check("rest", fine)]
+    began = time.monotonic()
+    found = list(examine(checks, 0.5))
+    assert time.monotonic() - began < PATIENT / 2
+    never.set()
+    assert [(each.check, each.result, each.verdict) for each in found] == [
+        ("disk", "wrong", NO_ANSWER),
+        ("net", "wrong", NO_ANSWER),
+        ("rest", "unknown", NO_ANSWER),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [
+        (LoginRefused("oslo", "vc refuses user"), "vcenter-login"),
+        (InputError("no such file", "make it"), "this-file"),
+        (ZeroDivisionError(), "fault"),
+    ],
+)
+def test_errors_become_findings(error: Exception, verdict: str) -> None:
+    """Our errors keep their words and their hints; a fault of our own is unknown, never raised."""
+
+    def fails() -> str:
+        raise error
+
+    (found,) = examine([Check("this file", fails)], PATIENT)
+    assert (found.verdict, bool(found.detail), bool(found.fix)) == (verdict, True, True)
+    assert not all_is_well([found])
