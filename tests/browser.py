@@ -4,8 +4,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver import ActionChains, Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
@@ -60,6 +61,60 @@ class Browser:
         while not condition():
             assert time.monotonic() < deadline, f"{what} did not come about within {PATIENCE:.0f} s: {self.text}"
             time.sleep(0.1)
+
+    def run(self, script: str, *arguments: object) -> Any:
+        """What a script returns; it has the arguments in `arguments`."""
+        return self._chrome.execute_script(script, *arguments)
+
+    def find(self, selector: str) -> str:
+        """The text of the first element of a CSS selector that is to be seen; empty when there is none."""
+        script = (
+            "const seen = [...document.querySelectorAll(arguments[0])].find(each => each.checkVisibility());"
+            "return seen ? seen.innerText : ''"
+        )
+        found: str = self._chrome.execute_script(script, selector)
+        return found
+
+    def press(self, *keys: str) -> None:
+        """Press keys one after the other, wherever the focus is."""
+        for key in keys:
+            ActionChains(self._chrome).send_keys(key).perform()
+
+    @property
+    def focused(self) -> str:
+        """The text of what has the focus: its label, where it has one."""
+        script = (
+            "const it = document.activeElement;"
+            "return it.ariaLabel || (it.labels && it.labels[0] ? it.labels[0].innerText : it.innerText).trim()"
+        )
+        found: str = self._chrome.execute_script(script)
+        return found
+
+    def resize(self, width: int, height: int = 900) -> None:
+        """Have the page so many pixels wide and high."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+    def prefer(self, scheme: str) -> None:
+        """Have the user prefer a scheme: light or dark."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self._chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """Look at another tab until the block ends."""
+        here = self._chrome.current_window_handle
+        self._chrome.switch_to.new_window("tab")
+        try:
+            yield
+        finally:
+            self._chrome.close()
+            self._chrome.switch_to.window(here)
+
+    def faults(self) -> list[str]:
+        """Errors on the page since the last call, but for answers of the hub that are no success."""
+        lines: list[dict[str, str]] = self._chrome.get_log("browser")  # type: ignore[no-untyped-call]
+        return [line["message"] for line in lines if line["level"] == "SEVERE" and line["source"] != "network"]
 
     def write(self, selector: str, text: str) -> None:
         """Type into the first element of a CSS selector, instead of what is there."""

@@ -1,5 +1,5 @@
 """
-Makes the pictures of docs/flower.md: a job over three nodes, and what can go wrong with it, in the real Flower.
+Makes the pictures of docs/flower.md and docs/page.md: jobs over some nodes, and what can go wrong with them.
 
     deploy/screenshots
 """
@@ -10,9 +10,13 @@ from functools import partial
 from pathlib import Path
 
 import psutil
+from selenium.webdriver.common.keys import Keys
 
+from sendense.jobs.ledger import Claim
+from sendense.units import MiB
 from tests.browser import Browser, open_browser
 from tests.flower import Show, open_show, wait_for
+from tests.page import NODES, Shown, ShownJob, open_shown
 
 NAMES = ("oslo-1", "oslo-2", "bergen-1")
 
@@ -84,10 +88,53 @@ def full_queue(show: Show, browser: Browser, folder: Path) -> None:
     browser.picture(folder / "flower-queue.png")
 
 
+def busy_job(shown: Shown) -> tuple[ShownJob, list[Claim]]:
+    """A backup in the middle: some batches failed, and these are under way."""
+    job = shown.job("web01", 412, 96)
+    job.say("inspect", "choose", "snapshot", "changes", "prepare", "copy")
+    job.store(180)
+    job.store(30, disk=1)
+    claims = [job.claim(batch, NODES[batch % 4], copied=70 * MiB) for batch in job.send(20)[:12]]
+    job.fail(claims[1], again=True)
+    job.fail(claims[2], again=True)
+    for claim in claims[3:6]:
+        job.finish(claim)
+    job.say("disk 2000: batch 182: read nbd://…: Input/output error [attempt 1 of 6]")
+    return job, [claims[0], *claims[6:]]
+
+
+def job_page(folder: Path) -> None:
+    """A job on the job page: in light and dark, and on a phone."""
+    with open_shown() as shown, open_browser(1280, 1000) as browser:
+        job, claims = busy_job(shown)
+        browser.open(f"{shown.url}#/jobs/{job.id}")
+        browser.wait_for("the question", lambda: browser.focused == "Token")
+        browser.press(shown.token("operator", "operator-1"), Keys.ENTER)
+        browser.wait_for("the map", lambda: browser.find(".disk .numbers"))
+        moved = 70
+
+        def picture(name: str, scheme: str, width: int) -> None:
+            nonlocal moved
+            browser.prefer(scheme)
+            browser.resize(width, 860)
+            for _ in range(3):
+                moved += 5
+                for claim in claims:
+                    job.move(claim, moved * MiB)
+                time.sleep(DRAW_SECONDS)
+            browser.picture(folder / name)
+
+        picture("page-job.png", "light", 1280)
+        browser.run("document.querySelectorAll('.choice input[value=node]').forEach((each) => each.click())")
+        picture("page-job-dark.png", "dark", 1280)
+        picture("page-job-narrow.png", "light", 360)
+
+
 def main() -> None:
     """Write the pictures into the folder that is the only argument."""
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
+    job_page(folder)
     with open_show() as show, open_browser(1680, 740) as browser:
         show.fleet.start(*NAMES)
         browser.open(show.pages.url_with_password)
