@@ -35,4 +35,6 @@ def main(vm: str) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: submit.py VM")
     sys.exit(main(sys.argv[1]))
