@@ -3,7 +3,7 @@ Every error that Sendense raises on purpose.
 
     SendenseError, and Said, which only gives the words their place
     ├── InputError            the request cannot be right: nothing was started (exit status 2)
-    │   ├── NotFound, Conflict
+    │   ├── NotFound, Conflict, RedisRefused (sendense.jobs)
     │   └── TargetTooSmall, TargetReadOnly, SourceChanged
     ├── EndpointError         an NBD server cannot be used; its verdict is the doctor's word for why
     │   ├── Unresolvable, Refused, Unreachable, NoGreeting, NotNbd, HandshakeStalled

@@ -222,6 +222,8 @@ class Progress(Record):
     done: int = 0
     already_done: int = 0
     copied: int = 0
+    again: int = 0
+    """Of `copied`, what was of attempts that ended early: it has to be moved once more."""
     batches: int = 0
     batches_done: int = 0
     waiting: int = 0
@@ -232,6 +234,11 @@ class Progress(Record):
     active: list[Activity] = Field(default_factory=list)
     by_worker: dict[str, int] = Field(default_factory=dict)
     """`copied`, by the names of the workers that moved it."""
+
+    @property
+    def moved(self) -> int:
+        """Bytes stored, by earlier runs too, and those under way."""
+        return min(self.data, self.done + sum(activity.done for activity in self.active))
 
 
 class Difference(Record):

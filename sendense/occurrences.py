@@ -3,20 +3,19 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
-from zoneinfo import ZoneInfo
 
-from sendense.errors import NotFound
 from sendense.models import VmRef
 from sendense.schedules import Schedule, Seen
+from sendense.times import zone_of
 
 HORIZON_DAYS = 15
 """Within which every schedule is due: one day of the week, and the calendar may skip that day once."""
 
-MOST_LATE = timedelta(hours=12)
-"""A run without a window is done by then, or by half of the time to the next one; later its VMs are overdue."""
+MOST_LATE = timedelta(days=1)
+"""A run without a window is done by then, or by the time of the next one; later its VMs are overdue."""
 
-WINDOW_GRACE = timedelta(minutes=15)
-"""A backup that ended with its window may still be storing its restore point."""
+GRACE = timedelta(minutes=15)
+"""A backup that ended with its window, or as the next run began, may still be storing its restore point."""
 
 _SECOND = timedelta(seconds=1)
 
@@ -27,14 +26,6 @@ class Occurrence:
 
     start: datetime
     end: datetime | None
-
-
-def zone_of(name: str) -> ZoneInfo:
-    """A time zone by its IANA name; NotFound for none."""
-    try:
-        return ZoneInfo(name)
-    except (OSError, ValueError, LookupError) as exc:
-        raise NotFound(f"time zone {name!r}: is not known", "Give an IANA name, such as Europe/Oslo.") from exc
 
 
 def last(schedule: Schedule, now: datetime) -> Occurrence:
@@ -151,5 +142,5 @@ def _done_by(schedule: Schedule, base: datetime) -> datetime:
     """When the first run after `base` is to be done."""
     run = following(schedule, base)
     if run.end:
-        return run.end + WINDOW_GRACE
-    return run.start + min((following(schedule, run.start).start - run.start) / 2, MOST_LATE)
+        return run.end + GRACE
+    return min(following(schedule, run.start).start, run.start + MOST_LATE) + GRACE

@@ -9,9 +9,11 @@ from pydantic_core import PydanticCustomError
 
 from sendense.errors import InputError
 from sendense.requests import BackupMode
-from sendense.schedules import NAME, TIME_OF_DAY, EveryHours
+from sendense.schedules import NAME, EveryHours
 from sendense.throttles import LEAST_RATE
+from sendense.times import TIME_OF_DAY, TimeOfDay, Weekday
 from sendense.units import show_bytes
+from sendense.wording import plain_words
 
 Text = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
@@ -35,7 +37,7 @@ def _sensible(rate: int) -> int:
 DiskKey = Annotated[int, Field(ge=0, le=999_999_999), BeforeValidator(_integral)]
 _Count = Annotated[int, Field(ge=0, le=100_000), BeforeValidator(_integral)]
 
-_Weekday = Annotated[int, Field(ge=1, le=7), BeforeValidator(_integral)]
+_Weekday = Annotated[Weekday, BeforeValidator(_integral)]
 
 _KEY = re.compile(r"0|[1-9][0-9]{0,8}")
 
@@ -171,7 +173,7 @@ class ScheduleOrder(_Order):
     """Of the VM, or of all VMs; empty for all sites."""
     days: list[_Weekday] = Field(default_factory=list, max_length=7)
     """ISO weekdays, 1 is Monday; empty for all."""
-    at: str = Field(pattern=TIME_OF_DAY)
+    at: TimeOfDay
     until: str = Field(default="", pattern=rf"^$|{TIME_OF_DAY}")
     every_hours: Annotated[EveryHours, BeforeValidator(_integral)] = 24
     timezone: str = Field(default="", max_length=64)
@@ -209,8 +211,8 @@ _Rate = Annotated[
 class BandOrder(_Order):
     """A time of day of a throttle, HH:MM to HH:MM, and the ISO weekdays on which it starts, 1 is Monday."""
 
-    start: str = Field(pattern=TIME_OF_DAY)
-    end: str = Field(pattern=TIME_OF_DAY)
+    start: TimeOfDay
+    end: TimeOfDay
     days: list[_Weekday] = Field(default_factory=list, max_length=7)
     """Empty for all."""
 
@@ -235,4 +237,6 @@ def make_order(kind: type[OrderT], **fields: Any) -> OrderT:
     except ValidationError as exc:
         first = exc.errors(include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or kind.__name__
-        raise InputError(f"{where}: {first['msg']}", "Correct it; docs/api.md says what each order takes.") from exc
+        raise InputError(
+            f"{where}: {plain_words(first['msg'])}", "Correct it; docs/api.md says what each order takes."
+        ) from exc

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from sendense.addresses import ADDRESS, host_and_port, is_loopback
+from sendense.addresses import ADDRESS, host_and_port, is_host, is_loopback
 
 Receiver = Literal["webhook", "mail"]
 
@@ -15,8 +15,12 @@ Occasion = Literal["failure", "success", "overdue"]
 
 _URL = re.compile(r"https?://[^\s\x00-\x1f\x7f]+")
 
-_MAIL = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
-"""What the HTML standard takes for an address: nothing that could become a second one, or a second header."""
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_MAIL = re.compile(rf"(?=.{{1,64}}@){_ATOM}(?:\.{_ATOM})*@([A-Za-z0-9.-]*[A-Za-z0-9])")
+"""A dot-atom and a host (RFC 5322, 3.4.1): nothing that could become a second one, or a second header."""
+
+URL_LETTERS = 2048
+"""Of a webhook's URL at most: what every web server takes."""
 
 
 class Notices(BaseModel):
@@ -27,7 +31,7 @@ class Notices(BaseModel):
     on: list[Occasion] = Field(default=["failure", "overdue"], min_length=1)
     """What is told of. Successes also where a schedule asks for them."""
 
-    webhook: str = ""
+    webhook: str = Field(default="", max_length=URL_LETTERS)
     """http(s):// URL that takes a POST of each notice as JSON. Some have a secret in their path: it is not shown."""
 
     webhook_secret_file: Path | None = None
@@ -39,7 +43,7 @@ class Notices(BaseModel):
     mail_from: str = ""
     """The address that mail comes from: mail servers refuse one that is not theirs."""
 
-    smtp: str = Field(default="", pattern=ADDRESS)
+    smtp: str = ""
     """HOST:PORT of the mail server: 587 for starttls, 465 for tls, 25 for none, in most places."""
 
     smtp_security: Literal["starttls", "tls", "none"] = "starttls"
@@ -79,7 +83,8 @@ class Notices(BaseModel):
             return value
         try:
             parts = urlsplit(value)
-            named = bool(parts.hostname and parts.port != 0)
+            host = parts.hostname or ""
+            named = is_host(host) and (":" in host) == ("[" in parts.netloc) and parts.port != 0
         except ValueError:  # of a port, or of brackets
             named = False
         if not (named and _URL.fullmatch(value) and value.isascii()):
@@ -94,7 +99,8 @@ class Notices(BaseModel):
     @classmethod
     def _are_addresses(cls, value: list[str] | str) -> list[str] | str:
         for each in [value] if isinstance(value, str) else value:
-            if each and not _MAIL.fullmatch(each):
+            found = _MAIL.fullmatch(each)
+            if each and not (found and is_host(found[1])):
                 raise ValueError("is no mail address: NAME@HOST")
         if isinstance(value, list) and ("" in value or len(set(value)) < len(value)):
             raise ValueError("names an address twice, or nothing")
@@ -103,7 +109,14 @@ class Notices(BaseModel):
     @field_validator("smtp")
     @classmethod
     def _has_port(cls, value: str) -> str:
-        if value and not 0 < host_and_port(value)[1] < 65536:
+        if not value:
+            return value
+        if not re.fullmatch(ADDRESS, value):
+            raise ValueError("is no HOST:PORT, such as mail.example.org:587")
+        host, port = host_and_port(value)
+        if not is_host(host):
+            raise ValueError("has no host that there can be: HOST:PORT")
+        if not 0 < port < 65536:
             raise ValueError("its port is none: 1 to 65535")
         return value
 

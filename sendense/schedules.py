@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from sendense.models import Record, VmRef
-
-TIME_OF_DAY = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
+from sendense.times import TIME_OF_DAY, TimeOfDay, Weekday
 
 EveryHours = Literal[1, 2, 3, 4, 6, 8, 12, 24]
 """What a day is a multiple of, so that the times are the same each day."""
@@ -33,9 +32,9 @@ class Schedule(Record):
     """None: all VMs of `site`."""
     site: str = ""
     """Empty: all sites."""
-    days: list[Annotated[int, Field(ge=1, le=7)]] = Field(default_factory=list)
-    """ISO weekdays, 1 is Monday; empty for all."""
-    at: Annotated[str, Field(pattern=TIME_OF_DAY)]
+    days: list[Weekday] = Field(default_factory=list)
+    """Empty for all."""
+    at: TimeOfDay
     until: Annotated[str, Field(pattern=rf"^$|{TIME_OF_DAY}")] = ""
     """The end of the window that begins at `at`, the next day where it is no later: nothing begins after it, and what
     still runs is cancelled, to be gone on with in the next one. Empty: no window."""
@@ -156,3 +155,5 @@ class Standing(Record):
     """The one before."""
     asked: datetime | None = None
     """When a user wanted it to run now."""
+    trouble: str = ""
+    """What kept the hub's latest look at it from its end."""

@@ -19,6 +19,7 @@ from sendense.models import HUB_SITE, LOCAL_SITE
 from sendense.receivers import Notices
 from sendense.retry import BASE_DELAY_SECONDS
 from sendense.units import KiB, MiB
+from sendense.wording import plain_words
 
 PREFIX = "SENDENSE_"
 
@@ -35,6 +36,16 @@ _SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 """It becomes a part of queues' names."""
 
 _HUB = re.compile(r"https?://[^@/?#\s]+/?")
+
+_FORMS = {
+    "node_name": (r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", "is no name: 63 letters, digits, '.', '_' and '-' at most"),
+    "redis": (
+        r"(|rediss?://[^@/?]+|unix:///.+)",
+        "is no redis://HOST:PORT or rediss://HOST:PORT without a password",
+    ),
+    "exports": (r"(|nbds?://[^@/?]+)", "is no nbd://HOST:PORT, nor nbds://HOST:PORT"),
+}
+"""What a setting has to look like, and what is said of one that does not."""
 
 _PASSWORD = re.compile(r"//[^/@]*@")
 """What stands in a URL before the host, where nothing may."""
@@ -127,34 +138,34 @@ class Settings(BaseSettings):
     notices: Notices = Notices()
     """Who is told of failures; only in the file, on a hub."""
 
-    node_name: str = Field(default_factory=socket.gethostname, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    node_name: str = Field(default_factory=socket.gethostname, validate_default=True)
     """What this machine is called among the nodes of a hub."""
 
     tls_dir: Path | None = None
     """Certificates that `sendense pki` made: with them, what listens on an address speaks TLS only."""
 
-    redis: str = Field(default="", pattern=r"^$|^(redis|rediss)://[^@/?]+$|^unix:///.+$")
+    redis: str = ""
     """Where the hub's Redis is, without a password: redis:// or rediss://HOST:PORT. Unset, a hub has one of its own."""
 
     redis_password_file: Path | None = None
     """Holds the password of Redis, readable by its owner alone. Unset: a hub makes one in its state folder."""
 
-    redis_listen: str = Field(default="", pattern=ADDRESS)
+    redis_listen: str = ""
     """HOST:PORT at which a hub's own Redis takes nodes; unset, it has only its Unix socket."""
 
-    exports: str = Field(default="", pattern=r"^$|^nbds?://[^@/?]+$")
+    exports: str = ""
     """Where a node reaches the hub's exports: nbd:// or nbds://HOST:PORT; on the hub itself it is known."""
 
-    exports_listen: str = Field(default="", pattern=ADDRESS)
+    exports_listen: str = ""
     """HOST:PORT at which a hub serves its exports; unset, it has only its Unix socket."""
 
-    api_listen: str = Field(default="127.0.0.1:7780", pattern=ADDRESS)
+    api_listen: str = "127.0.0.1:7780"
     """HOST:PORT of a hub's API; empty for none."""
 
     api_rate: int = Field(default=1200, ge=1)
     """Requests a minute that the API takes with one token: a program that follows ten jobs makes half as many."""
 
-    flower_listen: str = Field(default="127.0.0.1:5555", pattern=ADDRESS)
+    flower_listen: str = "127.0.0.1:5555"
     """HOST:PORT of Flower beside a hub; empty for none."""
 
     hub: str = ""
@@ -238,6 +249,8 @@ class Settings(BaseSettings):
     def _safe_to_listen(cls, value: str, info: ValidationInfo) -> str:
         if not value:
             return value
+        if not re.fullmatch(ADDRESS, value):
+            raise ValueError("is no HOST:PORT, such as 127.0.0.1:6379")
         host, port = host_and_port(value)
         if not 0 < port < 65536:
             raise ValueError(f"{port} is no port: 1 to 65535")
@@ -253,6 +266,14 @@ class Settings(BaseSettings):
     def _named(cls, value: object) -> object:
         if value == "":
             raise ValueError("names nothing")  # as a path it would be the current one
+        return value
+
+    @field_validator(*_FORMS)
+    @classmethod
+    def _has_its_form(cls, value: str, info: ValidationInfo) -> str:
+        form, words = _FORMS[info.field_name or ""]
+        if not re.fullmatch(form, value):
+            raise ValueError(words)
         return value
 
     @field_validator("hub")
@@ -323,9 +344,7 @@ def load_settings() -> Settings:
             raise InputError(f"{where}: no such setting", "docs/settings.md lists them all.") from exc
         hidden = first["type"] == "missing" or first["loc"][:2] == _HIDDEN or isinstance(first["input"], dict)
         value = "" if hidden else _PASSWORD.sub("//…@", f" = {first['input']!r}")
-        raise InputError(
-            f"{where}{value}: {first['msg'].removeprefix('Value error, ')}", "Correct it, or take it out."
-        ) from exc
+        raise InputError(f"{where}{value}: {plain_words(first['msg'])}", "Correct it, or take it out.") from exc
 
 
 def _read(path: Path) -> dict[str, Any]:

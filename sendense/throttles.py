@@ -7,16 +7,11 @@ from typing import Annotated
 from pydantic import Field
 
 from sendense.models import Record
+from sendense.times import TimeOfDay, Weekday
 from sendense.units import KiB
 
 LEAST_RATE = 64 * KiB
 """Bytes a second: at less, the requests of a few processes would come minutes apart."""
-
-TIME_OF_DAY = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
-
-Time = Annotated[str, Field(pattern=TIME_OF_DAY)]
-Weekday = Annotated[int, Field(ge=1, le=7)]
-"""ISO: 1 is Monday."""
 
 DAY, WEEK = 24 * 60, 7 * 24 * 60
 """Minutes."""
@@ -30,8 +25,8 @@ class Band(Record):
     shows twice it is twice.
     """
 
-    start: Time
-    end: Time
+    start: TimeOfDay
+    end: TimeOfDay
     days: list[Weekday] = Field(default_factory=list)
     """On which it starts; empty for all."""
     rate: Annotated[int, Field(ge=0)]
@@ -77,11 +72,13 @@ class Throttle(Record):
         others = [each for each in self.bands if not each.is_at(band.start, band.end, band.days)]
         return self.model_copy(update={"bands": sorted([*others, band], key=lambda each: (each.start, each.days))})
 
-    def without_bands(self, start: str, end: str) -> "Throttle":
-        """Without those at these times, on whatever days."""
-        return self.model_copy(
-            update={"bands": [each for each in self.bands if (each.start, each.end) != (start, end)]}
-        )
+    def at(self, start: str, end: str, days: Sequence[int]) -> list[Band]:
+        """The bands at these times: those on these days, or without any days on whatever days."""
+        return [
+            each
+            for each in self.bands
+            if (each.start, each.end) == (start, end) and (not days or each.is_at(start, end, days))
+        ]
 
     def rate_at(self, local: datetime) -> int:
         """Bytes a second at that time, which is on the clocks of its time zone; 0: no limit."""

@@ -67,7 +67,7 @@ class Job(_View):
     started: datetime | None
     ended: datetime | None
     point: str
-    """The restore point that it makes or reads."""
+    """The restore point that it made, once that is there, or that it reads."""
     vm_off: bool
     """It shut the VM down."""
     disks: list[JobDisk]

@@ -15,7 +15,7 @@ import redis
 
 from sendense import pki
 from sendense.coordinator.record import Jobs
-from sendense.jobs import presence
+from sendense.jobs import presence, tally
 from sendense.jobs.ledger import Ledger, LedgerUnavailable, connect
 from sendense.models import Node, Progress
 from sendense.requests import JobView
@@ -219,7 +219,7 @@ class Machines:
         """Bytes that all workers ever moved; 0 while Redis does not answer."""
         try:
             with self.client() as client:
-                return sum(Ledger(client).moved().values())
+                return sum(tally.read(client)[0].moved.values())
         except LedgerUnavailable:
             return 0
 

@@ -21,8 +21,9 @@ class _Handler:
 
     async def handle_RCPT(self, server: SMTP, session: Session, envelope: Envelope, to: str, options: object) -> str:
         """Whether a recipient is known."""
-        if to in self._read()["refused"]:
-            return "550 nobody of that name"
+        mood = self._read()
+        if to in mood["refused"]:
+            return str(mood["answer"])
         envelope.rcpt_tos.append(to)
         return "250 OK"
 

@@ -110,10 +110,10 @@ class Mailbox:
                 raise RuntimeError((folder / "log").read_text())
             time.sleep(0.02)
 
-    def mood(self, *answers: str, refused: Collection[str] = ()) -> None:
+    def mood(self, *answers: str, refused: Collection[str] = (), answer: str = "550 nobody of that name") -> None:
         """Have it answer the bodies of the next mails so, and refuse these recipients; then it takes everything."""
         part = self._folder / "mood.part"
-        part.write_text(json.dumps({"answers": answers, "refused": list(refused)}))
+        part.write_text(json.dumps({"answers": answers, "refused": list(refused), "answer": answer}))
         part.replace(self._folder / "mood")
 
     def mails(self) -> list[EmailMessage]:

@@ -1,5 +1,6 @@
 """Real NBD servers for tests, each a child of its own in a folder of its own."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -215,3 +216,17 @@ def certificates(folder: Path) -> Path:
 
 def _certtool(*args: str | os.PathLike[str]) -> None:
     subprocess.run(["certtool", *args], check=True, capture_output=True, timeout=60)
+
+
+@contextmanager
+def locked_by_another(lock: Path) -> Iterator[None]:
+    """A lock that a process has from which none of the others here descends, and which does not know its folder."""
+    descriptor = os.open(lock, os.O_CREAT | os.O_RDWR, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    holder = subprocess.Popen(["/usr/bin/sleep", "600"], env={}, pass_fds=[descriptor])
+    os.close(descriptor)
+    try:
+        yield
+    finally:
+        holder.kill()
+        holder.wait(END_SECONDS)

@@ -58,7 +58,7 @@ UNTYPED = (
 SHOWN = (
     r"[{\[\"]| \"",  # JSON
     r"(retry|id|data|event): ",  # an event stream
-    r"(repository\.json|vms/UUID)",  # a tree of files
+    r"((repository|settings)\.json|hub\.lock|vms/UUID/)",  # a tree of files
     r"\d+ \d+ \* \* \* ",  # a line of a crontab
     r"https?://\S+ +user: ",  # what to open in a browser
     r"hub\.example\.com ssh-ed25519",  # a line of a file

@@ -19,7 +19,7 @@ from sendense.jobs.broker import make_app
 from sendense.jobs.ledger import LedgerUnavailable, connect
 from sendense.jobs.presence import Worker, announce
 from sendense.jobs.queues import FILL_POOL
-from sendense.supervise.journal import LineFormatter
+from workers.logs import log_plainly
 
 REDIS_URL = os.environ["SENDENSE_REDIS"]
 WORKER = os.environ["SENDENSE_WORKER"]
@@ -41,10 +41,8 @@ _leaving = threading.Event()
 
 @setup_logging.connect
 def _log_plainly(**_: object) -> None:
-    """To stderr, which whoever started the worker keeps."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    """Not as Celery does."""
+    log_plainly()
 
 
 @control_command(name=FILL_POOL)

@@ -105,8 +105,8 @@ class Disks:
         if held.disk:
             held.disk.close()
         with self._lock, suppress(*LedgerUnavailable):  # then it lapses
-            del self._held[job]
-            (self._watch if watch else self._slots).give_back(held.slot)
+            if self._held.pop(job, None):  # else it was closed meanwhile
+                (self._watch if watch else self._slots).give_back(held.slot)
 
     def words(self, job: str) -> str:
         """What the job's nbdkit said last."""

@@ -113,6 +113,7 @@ def main() -> None:
     """Run until a signal ends it: it keeps nothing."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("tornado.access").setLevel(logging.ERROR)  # not every page that a browser may not see
+    logging.getLogger("flower.inspector").setLevel(logging.ERROR)  # at its start no worker is there that it could ask
     settings = load_settings()
     ensure_password(settings)
     flower = make_flower(settings, redis_url(settings))

@@ -80,7 +80,8 @@ class Gate:
                 await self._app(scope, receive, answer)
         finally:
             self._open -= 1
-            log.info(
+            log.log(
+                logging.INFO if status < 400 else logging.WARNING,
                 "%s %s %d %.0f ms %s %s",
                 action_of(request),
                 scope["query_string"].decode("ascii", "replace") or "-",

@@ -143,7 +143,7 @@ async def jobs(
     limit: Limit = 50,
     before: Before = "",
 ) -> Response:
-    """Jobs, the latest first."""
+    """Jobs, those that were begun or resumed last first."""
     return await call(lambda hub: hub.jobs(state, kind, vm, limit, before))
 
 

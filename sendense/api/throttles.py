@@ -13,7 +13,11 @@ _TIME = "([01][0-9]|2[0-3]):[0-5][0-9]"
 
 SiteInPath = Annotated[str, Path(max_length=63, pattern=r"^[^\x00-\x1f\x7f]+$")]
 BandQuery = Annotated[
-    str, Query(pattern=f"^({_TIME}-{_TIME})?$", description="HH:MM-HH:MM, on whatever days; all without it.")
+    str,
+    Query(
+        pattern=f"^({_TIME}-{_TIME}(@[1-7](,[1-7]){{0,6}})?)?$",
+        description="HH:MM-HH:MM, with ISO weekdays where several have these times: 08:00-18:00@1,2. Else all.",
+    ),
 ]
 
 throttles = APIRouter(prefix="/throttles", tags=["throttles"])

@@ -3,11 +3,10 @@
 import re
 
 from sendense.errors import InputError
+from sendense.times import DAYS
 from sendense.units import GiB, KiB, MiB
 
 _UNITS = {"": 1, "K": KiB, "M": MiB, "G": GiB, "T": 1024 * GiB}
-
-DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
 def read_bytes(text: str) -> int:
@@ -31,12 +30,3 @@ def read_days(text: str) -> list[int]:
         length = (DAYS.index(last or first) - start) % 7 + 1
         found |= {(start + day) % 7 + 1 for day in range(length)}
     return sorted(found) if len(found) < 7 else []
-
-
-def show_days(days: list[int]) -> str:
-    """The same the other way round: 'mon-fri', 'sat, sun', 'daily'."""
-    if not days:
-        return "daily"
-    names = [DAYS[day - 1] for day in sorted(set(days))]
-    together = len(names) > 2 and DAYS.index(names[-1]) - DAYS.index(names[0]) == len(names) - 1
-    return f"{names[0]}-{names[-1]}" if together else ", ".join(names)

@@ -129,13 +129,16 @@ def _reach(uri: str) -> str:
 
 
 def _listens(settings: "Settings", setting: str, address: str) -> str:
-    """Whether somebody may listen there; a hub that runs does so already."""
+    """Whether the hub that runs listens there, or one that is started could."""
     from sendense.hub.folder import is_locked, service_lock
+    from sendense.settings import host_and_port
+    from sendense.supervise.child import is_heard_of
     from sendense.supervise.web import refusal
 
-    if is_locked(service_lock(settings.hub_dir)):
+    lock, why = service_lock(settings.hub_dir), refusal(address)
+    if why and is_locked(lock) and is_heard_of(lock, host_and_port(address)[1]):
         return f"{address}, of the hub that runs"
-    if why := refusal(address):
+    if why:
         raise InputError(f"{address}: {why}", f"Set {setting} to an address of this machine and a free port.")
     return address
 

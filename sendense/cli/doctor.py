@@ -156,7 +156,7 @@ def _doctor_installation(role: str, site: str, name: str, as_json: bool) -> None
         listed = [found.as_json() for found in findings]
         print(json.dumps({"verdict": first.verdict if first else "ok", "findings": listed}))
     else:
-        _show_findings(findings, f"The {role} is well.", Console(highlight=False, markup=False))
+        _show_findings(findings, f"The {role} is well", Console(highlight=False, markup=False))
     raise typer.Exit(0 if well else 1)
 
 
@@ -182,7 +182,9 @@ def _show_findings(findings: "list[Finding]", well: str, console: "Console") -> 
         _say(console, f"{found.verdict} ({found.check}): {found.detail}")
         _say(console, f"Fix: {found.fix}")
     if not wrong:
-        _say(console, well)
+        warnings = len([found for found in findings if found.result == "warning"])
+        but = f", but for the {f'{warnings} warnings' if warnings > 1 else 'warning'} above" if warnings else ""
+        _say(console, f"{well}{but}.")
     elif len(wrong) > 1:
         _say(console, f"{len(wrong)} things are wrong. Begin with the first: others may come from it.")
 

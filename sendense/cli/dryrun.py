@@ -45,7 +45,7 @@ def _row(disk: DiskPreview) -> list[str]:
     return [str(disk.key), disk.label, show_bytes(disk.size), allocated, _MODES[disk.mode], changed, copied]
 
 
-_MODES = {"full": "full", "incremental": "incr."}
+_MODES = {"full": "full", "incremental": "incr"}
 
 
 def _notes(found: Preview) -> Iterator[str]:

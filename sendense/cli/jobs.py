@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from sendense.cli.ending import EXIT_FAILED
-from sendense.cli.opening import open_hub, pace, to_stderr
+from sendense.cli.opening import open_hub, pace, to_stderr, warn_if_alone
 from sendense.cli.running import conclude, describe_result, follow_job, show_result, working_hub
 from sendense.units import show_bytes, show_seconds
 
@@ -34,7 +34,7 @@ def list_jobs(
     vm: Annotated[str, typer.Option(help="Only those of this VM, by its name or UUID.")] = "",
     as_json: _Json = False,
 ) -> None:
-    """Jobs, the latest first."""
+    """Jobs, those that were begun or resumed last first."""
     if context.invoked_subcommand:
         return
     from sendense.cli.tables import print_json, print_table
@@ -53,6 +53,8 @@ def list_jobs(
         [job.id, job.name, _standing(job), f"{job.created.astimezone():%Y-%m-%d %H:%M}", _took(job)] for job in found
     ]
     print_table(["job", "what", "state", "submitted", "took"], rows)
+    if not all(job.has_ended for job in found):
+        warn_if_alone()
 
 
 @jobs_app.command()
@@ -67,16 +69,19 @@ def show(job: _Job, as_json: _Json = False) -> None:
     if found.waiting:
         print(f"  waits: {found.waiting}")
     if found.progress and not found.has_ended:
-        batches = f"batch {found.progress.batches_done}/{found.progress.batches}"
-        print(f"  {show_bytes(found.progress.done)} of {show_bytes(found.progress.data)}, {batches}")
+        from sendense.cli.progress import show_moved
+
+        print(f"  {show_moved(found.progress)}, batch {found.progress.batches_done}/{found.progress.batches}")
         for worker, copied in found.progress.by_worker.items():
-            print(f"  {worker}: {show_bytes(copied)}")
+            print(f"  {worker}: {show_bytes(copied)} in this run")
     if found.error:
         print(f"  {found.error.message}")
         if found.error.hint:
             print(f"  {found.error.hint}")
     for line in describe_result(found)[1:]:
         print(line)
+    if not found.has_ended:
+        warn_if_alone()
 
 
 @jobs_app.command()
@@ -112,13 +117,13 @@ def cancel(job: _Job, as_json: _Json = False) -> None:
     from sendense.hub import following
 
     with open_hub() as hub:
-        found = following.cancel(hub, job, pace())
+        found = following.cancel(hub, job, pace(), to_stderr)
     if as_json:
         print(found.model_dump_json())
     elif found.has_ended:
         print(f"job {found.id}: {found.state}")
     else:
-        print(f"job {found.id} is being cancelled; it is still cleaning up")
+        print(f"job {found.id} is being cancelled; how far that is: sendense jobs show {found.id}")
 
 
 @jobs_app.command()

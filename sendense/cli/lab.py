@@ -169,9 +169,18 @@ def set_knobs(
 
 
 def _knob(name: str, text: str) -> Any:
+    try:
+        return _value(name, text)
+    except ValueError as exc:
+        raise InputError(f"{name.replace('_', '-')}={text}: no such value", "docs/lab.md says what it takes.") from exc
+
+
+def _value(name: str, text: str) -> Any:
     if name == "read_errors":
+        if text in ("none", "0"):
+            return {}
         if "+" not in text:
-            return {"percent": float(text.rstrip("%") or 0)}
+            return {"percent": float(text.rstrip("%"))}
         return {"areas": [[int(number) for number in part.split("+", 1)] for part in text.split(",")]}
     if name in ("read_rate", "window_bytes"):
         return read_bytes(text)

@@ -30,6 +30,7 @@ from sendense.cli.throttle import throttle_app
 from sendense.cli.token import token_app
 from sendense.cli.vms import vms_app
 from sendense.errors import InputError, InternalError, SendenseError
+from sendense.wording import plain_words
 
 # Its base is what Typer raises for wrong usage, and exports only as this subclass of it.
 _UsageError: Any = typer.BadParameter.__mro__[1]
@@ -108,7 +109,7 @@ def main() -> None:
     except _UsageError as exc:
         usage, command = (exc.ctx.get_usage(), exc.ctx.command_path) if exc.ctx else ("", app.info.name)
         if message := exc.format_message():  # without any argument the help was printed, and says it all
-            fail(InputError(message, f"{usage}   (more: {command} --help)".lstrip()))
+            fail(InputError(plain_words(message), f"{usage}   (more: {command} --help)".lstrip()))
         sys.exit(EXIT_USAGE)
     except SendenseError as exc:
         if debug:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sendense.cli.ending import EXIT_FAILED
-from sendense.cli.opening import open_hub
+from sendense.cli.opening import open_hub, warn_if_alone
 from sendense.cli.tables import Note, print_json, print_table, say
 from sendense.errors import JobFailed
 
@@ -46,6 +46,7 @@ def list_notices(
         print_table(["when", "receiver", "state", "tries", "notice"], rows, right=("tries",))
     else:
         say("no notice yet; try it: sendense notices test")
+    warn_if_alone()
 
 
 @notices_app.command("test")

@@ -47,6 +47,17 @@ def open_hub(note: "Note" = to_stderr, *, work: bool = False, beat: Beat = no_be
             yield hub
 
 
+def warn_if_alone() -> None:
+    """Say on stderr that this machine's hub, which was asked, is up nowhere: nothing of what was shown goes on."""
+    from sendense.hub.folder import is_locked, service_lock
+    from sendense.settings import load_settings
+
+    settings = load_settings()
+    folder = settings.hub_dir
+    if not (settings.hub or settings.redis or is_locked(service_lock(folder)) or is_locked(folder / "lock")):
+        to_stderr("no hub is up here: nothing goes on until 'sendense hub' does, or a command that runs jobs")
+
+
 def is_remote() -> bool:
     """Whether the hub is another machine's, as far as commands know."""
     from sendense.settings import load_settings

@@ -56,8 +56,8 @@ def list_points(
         if rows:
             print("\n" * bool(shown), end="")
             say(_title(each))
-            headings = ["point", "time", "mode", "disks", "size", "copied", "verified"]
-            print_table(headings, rows, right=("disks", "size", "copied"))
+            headings = ["point", "time", "mode", "disks", "size", "data", "verified"]
+            print_table(headings, rows, right=("disks", "size", "data"))
             shown += 1
     if not shown:
         say("there are no restore points yet")
@@ -80,7 +80,7 @@ def show(point: _Point, as_json: _Json = False) -> None:
             ("vm", f"{found.vm.uuid}, {found.vm.moref} of site {found.vm.site}"),
             ("mode", f"{found.mode}{why}"),
             ("quiesced", "yes" if found.quiesced else "no"),
-            ("copied", f"{show_bytes(found.copied)} in {show_seconds(found.seconds)}"),
+            ("data", f"{show_bytes(found.copied)}, made in {show_seconds(found.seconds)}"),
             ("stored", f"{show_bytes(details.usage)} of its own on the repository's disk"),
             ("verified", f"{_local(found.verified):%Y-%m-%d %H:%M:%S %Z}" if found.verified else "never"),
             *([("damaged", found.damaged)] if found.damaged else []),
@@ -156,7 +156,10 @@ def prune(
     from sendense.orders import PruneOrder, make_order
 
     if bool(vm) == every:
-        raise InputError("name a VM, or give --all", "'sendense points' lists the VMs that have restore points.")
+        raise InputError(
+            f"{vm} and --all exclude each other" if vm else "name a VM, or give --all",
+            "'sendense points' lists the VMs that have restore points.",
+        )
     order = make_order(
         PruneOrder,
         vm=vm,
@@ -186,14 +189,14 @@ def _rows(vm: "VmPoints") -> list[list[str] | Note]:
             rows += [[point.id, "", "broken", "", "", "", ""], Note(point.reason)]
             continue
         row = [point.id, _short(point.created), _MODES[point.mode], str(len(point.disks))]
-        verified = f"{_local(point.verified):%d %b %y}" if point.verified else "never"
+        verified = f"{_local(point.verified):%Y-%m-%d}" if point.verified else "never"
         verified = "damaged" if point.damaged else verified
         rows.append([*row, show_bytes(sum(disk.size for disk in point.disks)), show_bytes(point.copied), verified])
         rows += [Note(text) for text in _why_full(point)]
     return rows
 
 
-_MODES = {"full": "full", "incremental": "incr."}
+_MODES = {"full": "full", "incremental": "incr"}
 """Eighty columns are few."""
 
 

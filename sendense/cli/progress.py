@@ -56,11 +56,13 @@ class Watcher:
 
     def conclude(self, summary: CopySummary) -> None:
         """The result in two lines, on stdout."""
-        rate = f", {show_bytes(summary.copied / summary.seconds)}/s" if summary.seconds else ""
+        stored = summary.data - summary.already_done
+        rate = f", {show_bytes(stored / summary.seconds)}/s" if summary.seconds else ""
         before = f", {show_bytes(summary.already_done)} before" if summary.already_done else ""
+        again = f", {show_bytes(summary.copied - stored)} again" if summary.copied > stored else ""
         tries = f"; {summary.retries} retries, {summary.stalls} stalls" if summary.retries or summary.stalls else ""
         print(
-            f"copied {show_bytes(summary.copied)} of data in {show_seconds(summary.seconds)}{rate}{before}{tries}\n"
+            f"copied {show_bytes(stored)} of data in {show_seconds(summary.seconds)}{rate}{before}{again}{tries}\n"
             f"{'verified, ' if summary.verified else ''}{show_bytes(summary.size)} in all, digest {summary.digest}"
         )
 
@@ -123,19 +125,19 @@ class LiveWatcher(Watcher):
             name = f"{worker} {process}" if len(workers) > 1 else f"process {process}"
             table.add_row(f"  {name}", f"batch {activity.batch + 1}", show_bytes(activity.done))
         bar = Table.grid()  # which ends the line behind it
-        bar.add_row(ProgressBar(total=max(1, progress.data), completed=_moved(progress), width=60))
+        bar.add_row(ProgressBar(total=max(1, progress.data), completed=progress.moved, width=60))
         self._live.update(Group(Text(f"{phase}: {_counts(progress, rate)}"), bar, table), refresh=True)
 
 
-def _moved(progress: Progress) -> int:
-    """Bytes stored, and those under way."""
-    return min(progress.data, progress.done + sum(activity.done for activity in progress.active))
+def show_moved(progress: Progress) -> str:
+    """How far it is, and what of it had to be moved again."""
+    again = f", {show_bytes(progress.again)} again" if progress.again else ""
+    return f"{show_bytes(progress.moved)} of {show_bytes(progress.data)}{again}"
 
 
 def _counts(progress: Progress, rate: float) -> str:
-    moved = _moved(progress)
-    left = f"{show_seconds((progress.data - moved) / rate)} left" if rate else "waiting"
-    parts = [f"{show_bytes(moved)} of {show_bytes(progress.data)}", f"{show_bytes(rate)}/s", left]
+    left = f"{show_seconds((progress.data - progress.moved) / rate)} left" if rate else "waiting"
+    parts = [show_moved(progress), f"{show_bytes(rate)}/s", left]
     parts.append(f"batch {progress.batches_done}/{progress.batches}")
     if progress.retries:
         parts.append(f"{progress.retries} retries")

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 def restore(
     point: Annotated[str, typer.Argument(help="Restore point: its id, the beginning of it, or VM@latest.")],
-    target: Annotated[
-        str, typer.Argument(help="Path of a new image (.qcow2, .raw), NBD URI, or for several disks a folder.")
-    ],
+    target: Annotated[str, typer.Argument(help="Path of a new image (.qcow2, .raw), NBD URI, or an existing folder.")],
     disk: Annotated[int | None, typer.Option(help="Device key of the disk; needed where there are several.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read the target back and compare the digests.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing image.")] = False,
@@ -33,8 +31,8 @@ def restore(
     with working_hub(as_json=as_json) as (hub, watcher):
         found = hub.point(point).point
         keys = [found.disk(disk).key] if disk is not None else [each.key for each in found.disks]
-        several = len(keys) > 1 and not is_uri(named) and _is_folder(named)
-        targets = [f"{named.rstrip('/')}/disk-{key}.qcow2" for key in keys] if several else [named]
+        folder = not is_uri(named) and (target.endswith("/") or _is_folder(named))
+        targets = [f"{named.rstrip('/')}/disk-{key}.qcow2" for key in keys] if folder else [named]
         if len(targets) != len(keys):
             names = ", ".join(f"{each.key} ({each.label})" for each in found.disks)
             raise InputError(
@@ -55,7 +53,10 @@ def verify(
     from sendense.orders import VerifyOrder, make_order
 
     if bool(point) == every:
-        raise InputError("name a restore point, or give --all", "'sendense points' lists them.")
+        raise InputError(
+            f"{point} and --all exclude each other" if point else "name a restore point, or give --all",
+            "'sendense points' lists them.",
+        )
     with working_hub(as_json=as_json) as (hub, watcher):
         if point:
             run_order(hub, watcher, make_order(VerifyOrder, point=point), as_json=as_json)
@@ -77,5 +78,5 @@ def verify(
 
 
 def _is_folder(path: str) -> bool:
-    """Whether a path is a folder, or one of the hub's that names no image: the hub says if it is not there."""
-    return not Path(path).suffix if is_remote() else Path(path).is_dir()
+    """Whether a path is a folder, or names no image: the hub says if it is not there."""
+    return not Path(path).suffix or (not is_remote() and Path(path).is_dir())

@@ -60,7 +60,7 @@ def follow_job(hub: "Hub", watcher: "Watcher", job: "Job", told: str = "-", *, c
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)
         try:
-            ended = cancel(hub, job.id, pace())
+            ended = cancel(hub, job.id, pace(), watcher.note)
         except Conflict:
             ended = hub.job(job.id)
         except KeyboardInterrupt:
@@ -127,17 +127,20 @@ def conclude(job: "Job", show: "Callable[[Job], None]") -> None:
 
 def describe_result(job: "Job") -> list[str]:
     """What a job that succeeded did, a line for the job and one for each disk."""
-    copied = sum(disk.progress.copied for disk in job.disks if disk.progress)
+    counts = [disk.progress for disk in job.disks if disk.progress]
+    before, again = (sum(getattr(each, name) for each in counts) for name in ("already_done", "again"))
+    moved = sum(each.moved for each in counts) - before
     seconds = max((disk.seconds for disk in job.disks), default=0.0)
-    rate = f" in {show_seconds(seconds)}, {show_bytes(copied / seconds)}/s" if seconds and copied else ""
-    verb = "read" if job.kind == "verify" else "copied"
-    total = f": {show_bytes(copied)} {verb}{rate}" if any(disk.progress for disk in job.disks) else ""
+    rate = f" in {show_seconds(seconds)}, {show_bytes(moved / seconds)}/s" if seconds and moved else ""
+    verb = "compared" if job.kind == "verify" else "copied"
+    more = f", {show_bytes(before)} before" * bool(before) + f", {show_bytes(again)} again" * bool(again)
+    total = f": {show_bytes(moved)} {verb}{rate}{more}" if counts else ""
     point = f", restore point {job.point}" if job.kind == "backup" else ""
     lines = [f"{job.name}: done{point}{total}"]
     for disk in job.disks:
         words = [disk.mode if job.kind in ("backup", "migrate") else "", disk.label]
         if disk.progress:
-            words.append(f"{show_bytes(disk.progress.copied)} of {show_bytes(disk.size)}")
+            words.append(f"{show_bytes(disk.progress.moved)} of {show_bytes(disk.size)}")
         if disk.verified:
             words.append("verified")
         because = f" ({disk.reason})" if disk.reason else ""

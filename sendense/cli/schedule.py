@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sendense.cli.amounts import read_days, show_days
+from sendense.cli.amounts import read_days
 from sendense.cli.opening import is_remote, open_hub
 from sendense.cli.tables import Note, print_fields, print_json, print_table, say
 from sendense.errors import InputError
+from sendense.times import show_days
 
 if TYPE_CHECKING:
     from sendense.schedules import Run, RunSummary, Schedule
@@ -51,7 +52,7 @@ def _list(*, as_json: bool) -> None:
         rows.append([each.schedule.name, _what(each.schedule), _when(each.schedule), following, _last(run, before)])
         if run and not run.ended:
             rows.append(Note(f"now: {_progress(run)}"))
-        rows += [Note(text) for text in _troubles(run, before)[:3]]
+        rows += [Note(text) for text in filter(None, [each.standing.trouble, *_troubles(run, before)[:3]])]
     print_table(["schedule", "of", "when", "next", "last"], rows)
     _warn(found)
 
@@ -102,7 +103,9 @@ def add(
     from sendense.schedules import NAME
 
     if bool(vm) == every_vm:
-        raise InputError("name a VM, or give --all", "'sendense vms' lists the VMs.")
+        raise InputError(
+            f"{vm} and --all exclude each other" if vm else "name a VM, or give --all", "'sendense vms' lists the VMs."
+        )
     if name and not re.fullmatch(NAME, name):
         raise InputError(f"--name {name}: no name for a schedule", "Use letters, digits, '.', '_' and '-', 63 at most.")
     kept = {"last": keep_last, "daily": keep_daily, "weekly": keep_weekly, "monthly": keep_monthly}
@@ -155,6 +158,7 @@ def show(name: _Name, as_json: _Json = False) -> None:
             ("verified", "yes" if schedule.verify else ""),
             ("asked", f"to run now, at {_long(found.standing.asked)}" if found.standing.asked else ""),
             ("before", f"{_long(before.start)}: {_counted(before.count)}" if before else ""),
+            ("trouble", found.standing.trouble),
         ]
     )
     if run:
@@ -257,10 +261,10 @@ def _what(schedule: "Schedule") -> str:
 
 def _when(schedule: "Schedule") -> str:
     days = f"{show_days(schedule.days)} " if schedule.days else ""
-    until = f"-{schedule.until}" if schedule.until else ""
-    if schedule.every_hours < 24:
-        return f"every {schedule.every_hours}h {days}from {schedule.at}{f' until {schedule.until}' if until else ''}"
-    return f"{days or 'daily '}{schedule.at}{until}"
+    frequent, next_day = schedule.every_hours < 24, schedule.until == schedule.at
+    to = " until " if frequent or next_day else "-"
+    until = f"{to}{schedule.until}{' of the next day' * next_day}" if schedule.until else ""
+    return f"{f'every {schedule.every_hours}h {days}from ' if frequent else days or 'daily '}{schedule.at}{until}"
 
 
 _STATES = {"begun": "at work", "ending": "is cancelled", "pruning": "prunes", "cut": "cut by the window"}

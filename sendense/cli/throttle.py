@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sendense.cli.amounts import read_bytes, read_days, show_days
-from sendense.cli.opening import open_hub
+from sendense.cli.amounts import read_bytes, read_days
+from sendense.cli.opening import open_hub, warn_if_alone
 from sendense.cli.tables import print_json, print_table, say
 from sendense.errors import InputError
+from sendense.times import show_days
 from sendense.units import show_bytes
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ _NONE = ("none", "off", "unlimited")
 _Site = Annotated[str, typer.Argument(metavar="SITE", help="The site's name.")]
 _From = Annotated[str, typer.Option("--from", metavar="HH:MM", help="When it begins; with --to.")]
 _To = Annotated[str, typer.Option("--to", metavar="HH:MM", help="When it ends; the next day, if that is earlier.")]
+_Days = Annotated[str, typer.Option("--days", metavar="DAYS", help="On which that time begins: mon-fri, or sat,sun.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -35,6 +37,7 @@ def list_throttles(context: typer.Context, as_json: _Json = False) -> None:
         return
     if not found:
         say("no site is known; start a node at one: sendense node --site NAME")
+        warn_if_alone()
         return
     rows: list[list[str]] = []
     for each in found:
@@ -44,6 +47,7 @@ def list_throttles(context: typer.Context, as_json: _Json = False) -> None:
             days = f" {show_days(band.days)}" if band.days else ""
             rows.append(["", "", "", _rate(band.rate), f"{band.start}-{band.end}{days}{_zone(each)}"])
     print_table(["site", "now", "read", "limit", "when"], rows, right=("read", "limit"))
+    warn_if_alone()
 
 
 @throttle_app.command("set")
@@ -52,7 +56,7 @@ def set_rate(
     rate: Annotated[str, typer.Argument(metavar="RATE", help="Bytes a second: 50M, 1.5G; or 'none'.")],
     start: _From = "",
     end: _To = "",
-    days: Annotated[str, typer.Option(metavar="DAYS", help="On which that time begins: mon-fri, or sat,sun.")] = "",
+    days: _Days = "",
     timezone: Annotated[
         str, typer.Option(metavar="ZONE", help="Of all times of the site, such as Europe/Oslo; else the hub's own.")
     ] = "",
@@ -65,21 +69,26 @@ def set_rate(
     """
     from sendense.orders import BandOrder, ThrottleOrder, make_order
 
-    _must_be_both(start, end)
-    if days and not start:
-        raise InputError("--days is without --from and --to", "For whole days give --from 00:00 --to 00:00.")
+    _must_be_both(start, end, days)
     band = make_order(BandOrder, start=_time(start), end=_time(end), days=read_days(days)) if start else None
     order = make_order(ThrottleOrder, rate=_bytes_a_second(rate), band=band, timezone=timezone)
     with open_hub() as hub:
-        _show(hub.set_throttle(site, order), as_json=as_json)
+        found = hub.set_throttle(site, order)
+    if found.bands and not as_json:
+        when = f"{band.start}-{band.end} {show_days(band.days)}" if band else "at other times"
+        say(f"site {site}: limit {_rate(order.rate)} {when}")
+    _show(found, as_json=as_json)
 
 
 @throttle_app.command()
-def remove(site: _Site, start: _From = "", end: _To = "", as_json: _Json = False) -> None:
-    """Lift the limits of a site; with --from and --to only that of these times."""
-    _must_be_both(start, end)
+def remove(site: _Site, start: _From = "", end: _To = "", days: _Days = "", as_json: _Json = False) -> None:
+    """Lift the limits of a site; with --from and --to only that of these times, on --days if several have them."""
+    _must_be_both(start, end, days)
+    band = f"{_time(start)}-{_time(end)}" if start else ""
+    if days:
+        band += "@" + ",".join(map(str, read_days(days) or range(1, 8)))
     with open_hub() as hub:
-        _show(hub.remove_throttle(site, f"{_time(start)}-{_time(end)}" if start else ""), as_json=as_json)
+        _show(hub.remove_throttle(site, band), as_json=as_json)
 
 
 def _show(found: "ThrottleView", *, as_json: bool) -> None:
@@ -90,7 +99,9 @@ def _show(found: "ThrottleView", *, as_json: bool) -> None:
     say(f"site {found.site} {now}")
 
 
-def _must_be_both(start: str, end: str) -> None:
+def _must_be_both(start: str, end: str, days: str) -> None:
+    if days and not start:
+        raise InputError("--days is without --from and --to", "For whole days give --from 00:00 --to 00:00.")
     if bool(start) != bool(end):
         raise InputError("--from and --to belong together", "Give both, such as --from 08:00 --to 18:00, or neither.")
 

@@ -128,7 +128,6 @@ def commit(context: Context, run: Run) -> Answer:
     disks = [_commit_disk(context, draft, disk, run) for disk in run.work.disks]
     created = run.work.created or view.created
     full = next((disk for disk in disks if disk.mode == "full"), None)
-    moved = [disk.progress.copied for disk in run.work.disks if disk.progress]
     point = Point(
         id=run.work.point,
         vm=run.work.info.ref if run.work.info else _request(view).vm,
@@ -140,7 +139,6 @@ def commit(context: Context, run: Run) -> Answer:
         disks=disks,
         left_out=run.work.left_out,
         seconds=max(disk.seconds for disk in run.work.disks),
-        copied=sum(moved),
         verified=created if all(disk.verified for disk in run.work.disks) else None,
     )
     draft.commit(point, run.beat)

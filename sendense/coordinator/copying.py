@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from blake3 import blake3
 
 from sendense.beat import Beat
 from sendense.coordinator.context import Answer, Context, Done, Failed, Run, Waiting
-from sendense.errors import Different, InputError, JobFailed
+from sendense.errors import Different, InputError, JobFailed, TargetFull
 from sendense.jobs import broker, driver, presence
 from sendense.jobs.driver import SURVEY_SILENCE_SECONDS
 from sendense.jobs.ledger import Ledger, Record
@@ -207,7 +208,7 @@ class _Copying:
         queue = site_queue(spec.site, solo=spec.solo)
         state, reason = ledger.state(spec.id), ""
         workers = presence.processes(ledger.client, queue)
-        if not workers:
+        if not workers and not self._is_under_way():
             reason = _unread(ledger, spec.site, queue)
         if state is None or state == "stopped":
             ledger.prepare(spec)
@@ -233,6 +234,11 @@ class _Copying:
         if state == "copied":
             return self._result(), True, ""
         return self._disk, False, reason
+
+    def _is_under_way(self) -> bool:
+        """Whether workers that take no more still end what they have."""
+        progress = self._ledger.progress(self._spec.id)
+        return bool(progress and progress.active)
 
     def _may_survey_again(self) -> bool:
         """A server that could not be opened may be there a moment later."""
@@ -298,7 +304,16 @@ class _Copying:
         if first.usage:
             return InputError(message, first.hint)
         more = f" (and {len(failures) - 1} more batches)" if len(failures) > 1 else ""
-        return JobFailed(message + more, first.hint)
+        hint = first.hint
+        if first.error == TargetFull.__name__ and self._disk.image:  # the worker knows the export alone
+            message = f"the file system of {self._place()} is full: {message}"
+            hint = f"Make room there (df -h {self._place()}), then resume: what is stored stays stored."
+        return JobFailed(message + more, hint)
+
+    def _place(self) -> Path:
+        """The repository, or the folder that the disk is restored to."""
+        image, repository = Path(self._disk.image), self._context.settings.repository
+        return repository if repository and image.is_relative_to(repository) else image.parent
 
     def _result(self) -> DiskWork:
         if self._spec.of or self._disk.progress:  # a disk that is complete waits for the others

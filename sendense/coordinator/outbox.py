@@ -15,6 +15,8 @@ from typing import cast
 import redis
 from redis.commands.core import Script
 
+from sendense.jobs import tally
+
 OUTBOX, LAST_NUMBER = "sendense:notices", "sendense:notices:number"
 _MARKS = "sendense:notices:marks"
 
@@ -66,6 +68,8 @@ class Standing:
     """When the next attempt may be made, in seconds since the epoch by Redis' clock."""
     error: str = ""
     """Why the last attempt failed."""
+    left: str = ""
+    """The id of the next entry and who is still to get it, with spaces between, where others have taken it."""
     lost: int = 0
     """Entries that it did not come to, as too many waited, since the last notice that it passed."""
 
@@ -111,15 +115,29 @@ class Outbox:
             int(fields["attempts"]),
             float(fields["due"]),
             fields["error"],
+            fields.get("left", ""),
             int(fields["lost"]),
         )
 
-    def stand(self, receiver: str, before: Standing | None, now: Standing, told: str = "") -> bool:
-        """Enter how far a receiver has got now, and what is to be told of it; False if it had got elsewhere before."""
-        values: list[str | int | float] = [before.passed if before else "", KEPT_TOLD, told]
+    def stand(
+        self, receiver: str, before: Standing | None, now: Standing, told: str = "", given_up: bool = False
+    ) -> bool:
+        """
+        Enter how far a receiver has got now, and what is to be told of it; False if it had got elsewhere before.
+
+        `given_up`: the notice that it passed counts as one that it never got.
+        """
+        counted = f"{tally.GIVEN_UP}/{receiver}" if given_up else ""
+        values: list[str | int | float] = [before.passed if before else "", KEPT_TOLD, told, counted]
         values += ["passed", now.passed, "number", now.number, "attempts", now.attempts]
-        values += ["due", now.due, "error", now.error, "lost", now.lost]
-        return bool(self._scripts["pass"](keys=[_standing(receiver), _told(receiver)], args=values))
+        values += ["due", now.due, "error", now.error, "left", now.left, "lost", now.lost]
+        return bool(self._scripts["pass"](keys=[_standing(receiver), _told(receiver), tally.KEY], args=values))
+
+    def waits(self, receiver: str, now: float) -> float:
+        """For how many seconds the notice is due that a receiver was offered and did not take; 0 without one."""
+        standing = self.standing(receiver)
+        following = next(self.behind(standing.passed), None) if standing and standing.attempts else None
+        return max(0.0, now - following.time) if following else 0.0
 
     def told(self, receiver: str) -> list[str]:
         """What became of the notices that a receiver passed lately, the latest first."""

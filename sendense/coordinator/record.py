@@ -21,6 +21,7 @@ from redis.commands.core import Script
 
 from sendense.coordinator.outbox import KEPT_ENTRIES, LAST_NUMBER, OUTBOX
 from sendense.errors import Cancelled, ClaimLost, Conflict, NotFound
+from sendense.jobs.clock import clock
 from sendense.jobs.ledger import LedgerUnavailable
 from sendense.models import Failure
 from sendense.requests import Event, JobRequest, JobView, Work
@@ -73,7 +74,7 @@ class Jobs:
     def _enter(self, job: str, locks: list[str], fields: dict[str, Value], name: str, *, new: bool) -> None:
         values: list[Value] = [
             job,
-            time.time() if new else "",
+            int(new),
             len(locks),
             *(f"sendense:lock:{lock}" for lock in locks),
         ]
@@ -133,7 +134,7 @@ class Jobs:
         return view
 
     def ids(self) -> list[str]:
-        """All jobs, the latest first."""
+        """All jobs, the one that was handed in or resumed last first."""
         return [job.decode() for job in cast(list[bytes], self._redis.zrevrange(_JOBS, 0, -1))]
 
     def views(self) -> list[JobView]:
@@ -245,8 +246,7 @@ class Jobs:
 
     def clock(self) -> float:
         """Seconds since the epoch by Redis's clock: the machines' own need not agree."""
-        seconds, micros = self._redis.time()
-        return seconds + micros / 1e6
+        return clock(self._redis)
 
     def _run(self, name: str, keys: list[str], args: list[Value]) -> Any:
         return self._scripts[name](keys=keys, args=args)

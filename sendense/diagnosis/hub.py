@@ -44,7 +44,7 @@ _SHOWN = 5
 """Names in a detail."""
 
 _START = "Start it: systemctl start sendense-hub (or, in the foreground: sendense hub)."
-_LOGS = "journalctl -u sendense-hub, or the logs in the hub's folder"
+_LOGS = "journalctl -u sendense-hub, or the logs in hub/ of the state folder"
 
 
 class HubCheckup:

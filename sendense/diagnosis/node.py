@@ -78,7 +78,12 @@ class NodeCheckup:
         if is_locked(self._folder.path / "lock"):
             return f"runs, in {self._folder.path}"
         fix = f"Start it: systemctl start sendense-node@{self._site} (or: sendense node --site {self._site})."
-        raise Trouble("not-running", f"node {self._name} does not run", fix)
+        detail = f"node {self._name} does not run"
+        locks = self._settings.state_dir.absolute().glob("node-*/lock")
+        if others := sorted(lock.parent.name.removeprefix("node-") for lock in locks if is_locked(lock)):
+            fix = f"For the one that does: sendense doctor --node --name {others[0]}. Or start this one, as that was."
+            detail += f", and {', '.join(others)} does" if len(others) == 1 else f", and these do: {', '.join(others)}"
+        raise Trouble("not-running", detail, fix)
 
     def _workers(self) -> str:
         client, name = self._redis.client, self._name

@@ -87,5 +87,5 @@ def _ask(check: Check) -> Finding:
 
 
 REDIS_FIX = (
-    "It is stopped, overloaded, or its disk is: look at its log (redis.log in the state folder), then restart it."
+    "It is stopped, overloaded, or its disk is: look at its log (hub/redis.log in the state folder), then restart it."
 )

@@ -8,7 +8,10 @@ from typing import Any
 
 from sendense import pki
 from sendense.diagnosis.finding import Trouble
+from sendense.hub.folder import service_lock
 from sendense.settings import Settings, host_and_port
+from sendense.supervise.child import is_heard_of
+from sendense.supervise.web import refusal
 
 ANSWER_SECONDS = 10.0
 """For one answer: GET /readyz looks at all parts, for up to 8 s."""
@@ -20,10 +23,10 @@ _LOOPBACKS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 def api(settings: Settings) -> str:
     """The API answers at its address, is this hub's, and calls itself ready."""
     listen, folder = settings.api_listen, settings.tls_dir
+    _must_be_ours(settings, "api_listen", listen)
     status, body = _get("api", listen, "/healthz", folder)
     if status != http.client.OK or body != {"status": "ok"}:
-        fix = "End who listens there (ss -ltnp), or set api_listen to another address; then restart the hub."
-        raise Trouble("port-taken", f"what answers at {listen} is not the API (status {status})", fix)
+        raise _taken("api_listen", f"what answers at {listen} is not the API (status {status})")
     status, body = _get("api", listen, "/readyz", folder)
     if status != http.client.OK:
         wrong = [f"{each['name']}: {each['error']}" for each in body.get("checks", []) if each.get("error")]
@@ -33,11 +36,22 @@ def api(settings: Settings) -> str:
 
 def flower(settings: Settings) -> str:
     """Flower answers at its address. Nothing depends on it."""
+    _must_be_ours(settings, "flower_listen", settings.flower_listen)
     status, _ = _get("flower", settings.flower_listen, "/healthcheck", settings.tls_dir)
     if status not in (http.client.OK, http.client.UNAUTHORIZED):
-        fix = "End who listens there (ss -ltnp), or set flower_listen to another address; then restart the hub."
-        raise Trouble("port-taken", f"what answers at {settings.flower_listen} is not Flower (status {status})", fix)
+        raise _taken("flower_listen", f"what answers at {settings.flower_listen} is not Flower (status {status})")
     return f"answers at {settings.flower_listen}"
+
+
+def _must_be_ours(settings: Settings, setting: str, listen: str) -> None:
+    """Another hub of this machine would answer as this one does."""
+    if refusal(listen) and not is_heard_of(service_lock(settings.hub_dir), host_and_port(listen)[1]):
+        raise _taken(setting, f"who listens at {listen} is not of this hub")
+
+
+def _taken(setting: str, detail: str) -> Trouble:
+    fix = f"End who listens there (ss -ltnp), or set {setting} to another address; then restart the hub."
+    return Trouble("port-taken", detail, fix)
 
 
 def _get(part: str, listen: str, path: str, folder: Path | None) -> tuple[int, dict[str, Any]]:

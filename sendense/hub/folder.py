@@ -1,16 +1,23 @@
-"""The folder of a hub, and its locks: who runs the hub's parts now, and the service that wants to."""
+"""A hub's locks: in its folder, who runs the hub's parts now and the service that wants to; and on its repository."""
 
 import fcntl
+import json
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
-from sendense.errors import InputError
+from sendense.errors import Conflict, InputError
+from sendense.repository.layout import HUB_LOCK, Layout
 from sendense.settings import Settings
 
 SOCKET_PATH_LIMIT = 107
 """Bytes of a Unix socket's path (unix(7))."""
+
+MOST_WORDS = 8192
+"""Bytes that are read of what a hub says of itself: two paths of the longest."""
 
 
 def prepare(settings: Settings) -> None:
@@ -59,6 +66,70 @@ def is_locked(path: Path) -> bool:
         return not _try(lock, fcntl.LOCK_SH)
     finally:
         os.close(lock)
+
+
+class RepositoryLock:
+    """
+    Has the repository of the settings for one hub: two would go on with the same jobs, and write the same images.
+
+    The lock ends with its holder, whose words are in the file for whoever is refused.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._path = Layout(settings.repository.absolute()).hub_lock if settings.repository else None
+        self._state_dir = settings.state_dir.absolute()
+        self._lock = -1
+
+    def take(self) -> None:
+        """
+        Have it; Conflict while another hub does.
+
+        A folder that is missing or cannot be written to is left alone: nobody changes anything there. Call it again.
+        """
+        if self._lock >= 0 or not self._path:
+            return
+        try:
+            lock = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return
+        holder = ""
+        try:
+            if _try(lock, fcntl.LOCK_EX):
+                self._lock = lock
+            else:
+                holder = _holder(lock)
+        except OSError:  # a file system without locks
+            return
+        finally:
+            if self._lock < 0:
+                os.close(lock)
+        if holder:
+            raise Conflict(
+                f"another hub has the repository {self._path.parent}: {holder}",
+                "End that one, or give this one a repository of its own.",
+            )
+        with suppress(OSError):  # the file system may be full; the lock holds all the same
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, self._words().encode(), 0)
+
+    def release(self) -> None:
+        """Let it go."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _words(self) -> str:
+        since = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        known = {"host": socket.gethostname(), "pid": os.getpid(), "state_dir": str(self._state_dir), "since": since}
+        return json.dumps(known) + "\n"
+
+
+def _holder(lock: int) -> str:
+    try:
+        known = json.loads(os.pread(lock, MOST_WORDS, 0))
+        return f"that of {known['state_dir']} on {known['host']} (process {known['pid']}), since {known['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"process with a lock on {HUB_LOCK} there"
 
 
 def _try(lock: int, kind: int) -> bool:

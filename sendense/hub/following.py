@@ -14,6 +14,9 @@ from sendense.views import Job
 CANCEL_SECONDS = 60.0
 """For a cancelled job to clean up after itself, while the user waits for the prompt."""
 
+TELL_SECONDS = 2.0
+"""After which the user is told what a cancelled job waits for: most have ended by then."""
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -93,10 +96,14 @@ def _listen(hub: Hub, job: str, told: str) -> Iterator[Event | Job]:
     return hub.stream(job, told)
 
 
-def cancel(hub: Hub, job: str, pace: Pace) -> Job:
-    """Cancel the job and follow its cleaning, for a minute; returns it as it is then."""
-    found, deadline = hub.cancel(job), time.monotonic() + CANCEL_SECONDS
-    while not found.has_ended and time.monotonic() < deadline:
+def cancel(hub: Hub, job: str, pace: Pace, note: Callable[[str], None]) -> Job:
+    """Cancel the job and follow its cleaning, for a minute, telling what takes long; returns it as it is then."""
+    began, told, found = time.monotonic(), "", hub.cancel(job)
+    while not found.has_ended and (passed := time.monotonic() - began) < CANCEL_SECONDS:
+        words = f"{found.step}, {found.waiting}" if found.waiting else found.step
+        if passed > TELL_SECONDS and words != told:
+            note(f"job {found.id} is still at: {words}")
+            told = words
         time.sleep(pace.look)
         found = hub.job(found.id)
     return found

@@ -11,6 +11,7 @@ from sendense.coordinator.context import Context
 from sendense.coordinator.record import Jobs
 from sendense.errors import Conflict, SendenseError
 from sendense.files import identify
+from sendense.hub.folder import RepositoryLock
 from sendense.hub.served import Served
 from sendense.jobs import broker, presence
 from sendense.jobs.ledger import Ledger
@@ -36,8 +37,8 @@ SLOW_COORDINATORS = 2
 HOLD_SECONDS = 2.0
 """Between two looks whether the Redis that others run is still this hub's alone: five until another may have it."""
 
-ROUTINE_PROCESSES = 2
-"""For the hub's duties: one that waits for a site leaves one for the others."""
+ROUTINE_PROCESSES = 5
+"""One for each of the hub's duties (`service.routine`): none waits for another, which may wait for a site."""
 
 END_SECONDS = 3.0
 """For Redis to write what it has."""
@@ -52,12 +53,16 @@ LOOK_SECONDS = 0.05
 class Host:
     """All parts on one machine. Whoever has it holds the lock of the hub's folder."""
 
-    def __init__(self, settings: Settings, note: Note, *, routine: bool = False) -> None:
-        """`routine`: also what a hub does by itself, which is for a service."""
+    def __init__(self, settings: Settings, note: Note, *, news: Note | None = None, routine: bool = False) -> None:
+        """
+        `note` is told what is wrong, and `news` that it no longer is.
+
+        `routine`: also what a hub does by itself, which is for a service.
+        """
         self._settings, self._note = settings, note
         folder = settings.hub_dir
         self._own = None if settings.redis else PrivateRedis(folder, note, Budget(), settings)
-        self._redis: PrivateRedis | RemoteRedis = self._own or RemoteRedis(settings, note)
+        self._redis: PrivateRedis | RemoteRedis = self._own or RemoteRedis(settings, note, news or note)
         self._storage = Storage(settings.exports_address, folder, note, Budget(), settings.tls_dir)
         self._workers = {"hub": self._worker("hub", [HUB_QUEUE], COORDINATORS)}
         copying = [site_queue(site) for site in self._sites]
@@ -73,6 +78,7 @@ class Host:
         self.context = Context(settings, Ledger(client), Jobs(client), broker.make_app(self._redis.url))
         """For whoever watches the jobs: its calls give up soon."""
         self._served = Served(self.context, note)
+        self._repository = RepositoryLock(settings)
         self._identity = "" if self._own else identify(folder)
         self._complete = False
         self._ticked = self._held = 0.0
@@ -87,9 +93,14 @@ class Host:
         """The parts' logs, by their names; those that are started when they are needed included."""
         later = {role: self._log(role) for role in ("slow", *(f"solo-{site}" for site in self._sites))}
         own = {"redis": self._own.child.log} if self._own else {}
-        workers = {role: worker.child.log for role, worker in self._workers.items()}
+        names = {"hub": "coordinator"}  # the hub itself says more
+        workers = {names.get(role, role): worker.child.log for role, worker in self._workers.items()}
         beat = {"beat": self._beat.child.log} if self._beat else {}
         return {**own, "exports": self._storage.child.log, **beat, **workers, **later}
+
+    def take_repository(self) -> None:
+        """Have the repository for this hub alone, until `close`; Conflict while another hub has it."""
+        self._repository.take()
 
     def start_redis(self) -> None:
         """Start what it takes to look at the jobs."""
@@ -113,9 +124,10 @@ class Host:
         )
 
     def start_all(self) -> None:
-        """Start the rest, once."""
+        """Start the rest, once. Conflict while another hub has the repository."""
         if self._complete:
             return
+        self.take_repository()
         self._complete = True
         self._storage.start()
         for worker in self._workers.values():
@@ -130,7 +142,8 @@ class Host:
         """
         Start again whatever ended or stopped, kill what was condemned, and have the jobs' steps run.
 
-        Conflict when another hub took over its Redis, as this one was silent for long.
+        Conflict when another hub took over its Redis, as this one was silent for long, or has the repository, which
+        was not there before.
         """
         try:
             if self._own:
@@ -195,9 +208,11 @@ class Host:
             with suppress(*broker.Unavailable):
                 presence.let_go(self._redis.client, "hub", self._identity)
         sweep(self._settings.hub_dir)
+        self._repository.release()
 
     def _tick(self) -> None:
         self._ticked = time.monotonic()
+        self.take_repository()
         jobs = self.context.jobs
         solo, is_slow = set(), False
         for view in upkeep.active(jobs):

@@ -133,7 +133,7 @@ class LocalHub:
         cleaned = []
         for job in abandoned:
             cleaned.append(Cleaned(text=f"job {job}: nobody follows it: cancelled"))
-            if not cancel(cast(Hub, self), job, HERE).has_ended:
+            if not cancel(cast(Hub, self), job, HERE, self._note).has_ended:
                 cleaned.append(Cleaned(text=f"job {job}: still cleans up: sendense jobs show {job}", failed=True))
         return [*cleaned, *self._ask("clean", lambda: self._operations.clean(foreign), {"foreign": foreign})]
 
@@ -168,8 +168,11 @@ class LocalHub:
                 raise self._seat.silence() from exc
         self._sit()
         self._seat.go_on()
+        is_work = self._work or name in WORKING
+        if is_work:
+            self._seat.take_repository()
         found = self._seat.call(ask)
-        if self._work or name in WORKING:  # only now: what is refused starts no more than Redis
+        if is_work:  # only now: what is refused starts no more than Redis
             self._seat.work = True
         return found
 

@@ -97,6 +97,11 @@ class Seat:
                 self._host.start_all()
             self._host.supervise()
 
+    def take_repository(self) -> None:
+        """For what is work: Conflict, before any of it is noted, where this would be a second hub on a repository."""
+        if self._host:
+            self._host.take_repository()
+
     def call(self, ask: Callable[[], T]) -> T:
         """Ask the hub; JobFailed when it does not answer for PATIENCE_SECONDS."""
         deadline = time.monotonic() + PATIENCE_SECONDS

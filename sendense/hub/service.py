@@ -33,8 +33,9 @@ LOOK_SECONDS = 0.1
 TAKE_SECONDS = presence.PRESENCE_SECONDS + 1.0
 """For another hub on the same Redis to be gone, which ended without a word."""
 
-QUIET = {"exports": "option negotiation failed", "API": "GET /healthz "}
-"""What parts say of those who only look: nodes whether they reach the exports, this process whether the API is up."""
+QUIET = {"exports": "option negotiation failed", "API": " INFO sendense.api.gate: GET "}
+"""What parts say of those who only look, which is in their own logs: nodes whether they reach the exports, and pages
+and programs that ask the API again and again. What it refused them is said."""
 
 SAY_SECONDS = 60.0
 """Between two notes that another process still has the hub, or an address of it."""
@@ -84,12 +85,18 @@ class HubService:
 
     def _host(self) -> None:
         settings, graceful = self._settings, False
-        host = Host(settings, lambda text: self._tell(text, "warning", action="restart"), routine=True)
+        host = Host(
+            settings,
+            lambda text: self._tell(text, "warning", action="restart"),
+            news=lambda text: self._tell(text, action="redis"),
+            routine=True,
+        )
         web = list(self._web(host))
         try:
             self._tell("starts", action="starts")
             for part, log in {**host.logs, **{one.child.name: one.child.log for one in web}}.items():
                 self._journal.follow(part, log, QUIET.get(part, ""))
+            host.take_repository()
             host.start_redis()
             self._take_redis(host)
             if not self._stop.asked:

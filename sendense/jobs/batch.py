@@ -105,7 +105,7 @@ def run_batch(ledger: Ledger, handles: Handles, settings: Settings, job: str, ba
     except SendenseError as exc:
         return _give_back(ledger, settings, claim, exc, keeper.copied)
     if outcome.left:
-        return _record_part(ledger, claim, outcome, why)
+        return _record_part(ledger, settings, spec, claim, outcome, why)
     return _record(ledger, settings, spec, claim, outcome)
 
 
@@ -124,9 +124,13 @@ def _transfer(
     options: dict[str, Take] = {"take": turn.take} if turn else {}
     transfer = Transfer(source, target, limits, target_is_zero=spec.target_is_zero, beat=keeper.beat, **options)
     outcome = transfer.run(extents)
-    if outcome.failed and (said := handles.words(spec)):
+    if outcome.failed:
+        outcome.failed.sort()
         extent, reason = outcome.failed[0]
-        outcome.failed[0] = (extent, f"{reason}; {said}")
+        count, said = len(outcome.failed), handles.words(spec)
+        first = f", the first of {count} places" if count > 1 else ""
+        which = "said last, of one of them: " if count > 1 else ""
+        outcome.failed[0] = (extent, f"{reason}{first}" + (f"; {which}{said}" if said else ""))
     return outcome, turn.why if turn else ""
 
 
@@ -169,10 +173,16 @@ def _record(ledger: Ledger, settings: Settings, spec: JobSpec, claim: Claim, out
     return f"{PARTLY}: {rest.failure.error}: {rest.failure.message}" if rest and rest.failure else "recorded"
 
 
-def _record_part(ledger: Ledger, claim: Claim, outcome: Outcome, why: str) -> str:
-    """Record what was read; the rest, and what could not be read, becomes a batch that nobody began."""
+def _record_part(ledger: Ledger, settings: Settings, spec: JobSpec, claim: Claim, outcome: Outcome, why: str) -> str:
+    """
+    Record what was read; the rest, and what could not be read, becomes a batch that nobody began.
+
+    Where nothing was stored, an error makes it a failed attempt: otherwise a bad sector would be read for ever.
+    """
     stored, left = _without(claim.extents, [*outcome.left, *(extent for extent, _ in outcome.failed)])
     if not any(not extent.zero for extent in stored):
+        if outcome.failed:
+            return _give_back(ledger, settings, claim, _read_error(spec, outcome), outcome.copied)
         ledger.defer(claim, outcome.copied, DEFER_SECONDS, why)
         return f"{HELD}: {why}"
     rest = Rest(batch_of(stored), batch_of(left))
@@ -210,8 +220,7 @@ def _without(extents: list[Extent], missing: list[Extent]) -> tuple[list[Extent]
 
 def _read_error(spec: JobSpec, outcome: Outcome) -> ReadFailed:
     extent, reason = outcome.failed[0]
-    more = f" (and {len(outcome.failed) - 1} more places)" if len(outcome.failed) > 1 else ""
-    return ReadFailed(spec.source_label, extent.offset, extent.length, reason + more)
+    return ReadFailed(spec.source_label, extent.offset, extent.length, reason)
 
 
 def _give_back(ledger: Ledger, settings: Settings, claim: Claim, exc: SendenseError, copied: int) -> str:

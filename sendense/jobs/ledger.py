@@ -23,6 +23,7 @@ from sendense.beat import Beat, beating, no_beat
 from sendense.errors import ClaimLost
 from sendense.extents import Extent, pack, total, unpack
 from sendense.jobs import access, tally
+from sendense.jobs.clock import clock
 from sendense.jobs.plan import Batch, PlanSize
 from sendense.models import Activity, Failure, JobSpec, JobState, Progress, Survey
 from sendense.settings import Settings, load_settings
@@ -134,7 +135,7 @@ class Ledger:
         """Say that this process works on the job, before it has batches to claim."""
         with self._redis.pipeline() as pipe:
             pipe.hincrby(_key(job, "job"), "beats", 1)
-            pipe.hset(_key(job, "job"), mapping={"surveyor": owner, "active": self._now()})
+            pipe.hset(_key(job, "job"), mapping={"surveyor": owner, "active": clock(self._redis)})
             pipe.execute()
 
     def take_surveyor(self, job: str) -> str:
@@ -189,7 +190,7 @@ class Ledger:
     def hold(self, job: str, owner: str, seconds: float) -> None:
         """Say that a process has connections open for the job, for so long unless said again."""
         with self._redis.pipeline() as pipe:
-            pipe.zadd(_key(job, "open"), {owner: self._now() + seconds})
+            pipe.zadd(_key(job, "open"), {owner: clock(self._redis) + seconds})
             pipe.expire(_key(job, "open"), OPEN_SECONDS)  # also when the job was forgotten meanwhile
             pipe.execute()
 
@@ -199,7 +200,7 @@ class Ledger:
 
     def holders(self, job: str) -> list[str]:
         """The processes that have connections open for the job."""
-        found = cast(list[bytes], self._redis.zrangebyscore(_key(job, "open"), self._now(), "+inf"))
+        found = cast(list[bytes], self._redis.zrangebyscore(_key(job, "open"), clock(self._redis), "+inf"))
         return [owner.decode() for owner in found]
 
     def reopen(self, job: str, records: Iterable["Record"]) -> None:
@@ -361,14 +362,14 @@ class Ledger:
     def defer_survey(self, job: str, why: str) -> None:
         """Say that the job's survey cannot be made now though nothing failed: nobody is at work on it."""
         with self._redis.pipeline() as pipe:
-            pipe.hset(_key(job, "job"), mapping={"short": why, "short_at": self._now()})
+            pipe.hset(_key(job, "job"), mapping={"short": why, "short_at": clock(self._redis)})
             pipe.hdel(_key(job, "job"), "surveyor")
             pipe.execute()
 
     def shortage(self, job: str) -> str:
         """What the job waits for; empty when it does not, or has some of it."""
         why, since = self._get(job, "short"), float(self._get(job, "short_at") or 0)
-        if not why or self._now() - since > SHORT_SECONDS or self._redis.exists(_key(job, "owners")):
+        if not why or clock(self._redis) - since > SHORT_SECONDS or self._redis.exists(_key(job, "owners")):
             return ""
         return why.decode()
 
@@ -379,10 +380,6 @@ class Ledger:
         They have to be dead: each batch is somebody else's from now on.
         """
         return int(self._run("disown", job, worker))
-
-    def moved(self) -> dict[str, int]:
-        """Bytes that each worker ever moved, by its name."""
-        return _by_worker(self._redis.hgetall("sendense:moved"))
 
     def sweep(
         self, job: str, epoch: int, attempts: int, patience: float, idle: float, grace: float
@@ -403,7 +400,7 @@ class Ledger:
             fields, owners, moved, waiting, failed, workers = pipe.execute()
         if b"state" not in fields:
             return None
-        names = ("size", "data", "zero", "done", "already_done", "copied", "batches", "batches_done")
+        names = ("size", "data", "zero", "done", "already_done", "copied", "again", "batches", "batches_done")
         counts = {name: int(fields.get(name.encode(), 0)) for name in (*names, "retries", "stalls")}
         active = [
             Activity(batch=int(batch), worker=owner.decode(), done=int(moved.get(batch, 0)))
@@ -447,11 +444,6 @@ class Ledger:
 
     def _failures(self, texts: Any) -> list[Failure]:
         return [Failure.model_validate_json(text) for text in cast(list[bytes], texts)]
-
-    def _now(self) -> float:
-        """Redis's clock, so that machines need not agree on the time."""
-        seconds, micros = self._redis.time()
-        return seconds + micros / 1e6
 
     def _get(self, job: str, field: str) -> bytes | None:
         return cast(bytes | None, self._redis.hget(_key(job, "job"), field))

@@ -7,6 +7,7 @@ from typing import TypeVar, cast
 import redis
 from pydantic import BaseModel, ConfigDict
 
+from sendense.jobs.clock import clock
 from sendense.jobs.queues import control_queue
 from sendense.jobs.reading import readable
 from sendense.models import Node
@@ -142,13 +143,17 @@ def let_go(client: "redis.Redis", thing: str, holder: str) -> None:
 
 def say_routine(client: "redis.Redis") -> None:
     """Say that the hub's routine goes on: beat sent for a duty, and a process is at it."""
-    client.set(_ROUTINE, _clock(client))
+    client.set(_ROUTINE, clock(client))
 
 
 def routine_silence(client: "redis.Redis") -> float:
-    """Seconds since that was said last; infinite where it never was."""
+    """
+    Seconds since that was said last; infinite where it never was.
+
+    What was said in the future was said before the clock was set back, by so much at least: beat waits for as long.
+    """
     said = cast(bytes | None, client.get(_ROUTINE))
-    return max(_clock(client) - float(said), 0.0) if said else float("inf")
+    return abs(clock(client) - float(said)) if said else float("inf")
 
 
 def begin(client: "redis.Redis", owner: str) -> None:
@@ -190,11 +195,6 @@ def take_condemned(client: "redis.Redis", worker: str) -> list[int]:
         for (pid, task), now in zip(condemned, begun, strict=True)
         if not (task and now) or now.decode() == task
     ]
-
-
-def _clock(client: "redis.Redis") -> float:
-    seconds, micros = client.time()
-    return seconds + micros / 1e6
 
 
 def _announce(client: "redis.Redis", index: str, key: Callable[[str], str], record: Worker | Node) -> None:

@@ -5,6 +5,7 @@ The ledger's scripts count in the same step as they enter the cause, so each cau
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -15,6 +16,9 @@ from sendense.models import Failure
 
 KEY, MOVING = "sendense:tally", "sendense:moving"
 """The counts, by names such as bytes/copy/SITE/WORKER; and by site when its last byte was moved, by Redis's clock."""
+
+GIVEN_UP = "given-up"
+"""Under this, by receiver, notices that it never got."""
 
 CLAIM_LAPSED, OTHER = "claim-lapsed", "other"
 
@@ -39,7 +43,13 @@ class Tally:
     """By verdict."""
     limits: dict[str, int] = field(default_factory=dict)
     """Processes that were killed at their task's hard time limit, by the task's name."""
+    given_up: dict[str, int] = field(default_factory=dict)
+    """Notices that were given up, by receiver."""
     retries: int = 0
+
+    def moved_by(self, workers: Collection[str]) -> int:
+        """Bytes that these workers moved."""
+        return sum(count for (_, _, worker), count in self.moved.items() if worker in workers)
 
 
 def parse(counts: dict[bytes, bytes]) -> Tally:
@@ -55,6 +65,8 @@ def parse(counts: dict[bytes, bytes]) -> Tally:
                 found.stalls[verdict if verdict in STALLS else OTHER] += int(text)
             case ["limits", task]:
                 found.limits[task] = int(text)
+            case ["given-up", receiver]:
+                found.given_up[receiver] = int(text)
             case ["retries"]:
                 found.retries = int(text)
     return found

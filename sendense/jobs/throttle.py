@@ -83,9 +83,9 @@ class Throttles:
         rate, held, read = cast(list[int], self._script(keys=[_key(site)], args=["look"]))
         return Limit(rate, bool(rate) and held < HELD_SECONDS * 1e6, read // MEASURED_SECONDS)
 
-    def ask(self, site: str, process: str, read: int, needed: int, useful: int, since: str) -> Promise:
+    def ask(self, site: str, process: str, read: int, needed: int, useful: int, since: str, patience: float) -> Promise:
         """See the script's text."""
-        args: list[str | int | float] = ["ask", process, read, needed, useful, CHUNK_SECONDS, since]
+        args: list[str | int | float] = ["ask", process, read, needed, useful, CHUNK_SECONDS, since, patience]
         rate, named, processes, promised, wait = self._script(keys=[_key(site)], args=args)
         return Promise(int(rate), named.decode(), int(processes), int(promised), wait / 1e6)
 
@@ -108,14 +108,20 @@ class SiteThrottle:
         """Bytes that may be read now."""
         self._promised, self._due = 0, 0.0
         """Bytes that may be read from then on (monotonic clock), under the limit named `_since`."""
+        self._refused = False
+        """Whether nothing was promised, as it would have been later than is any use."""
         self._had, self._had_at = 0, 0.0
         """The last chunk, and since when it could be read."""
         self._read = 0
         """Bytes that were read and not yet told of."""
         self._looked, self._away_until = -LOOK_SECONDS, 0.0
 
-    def take(self, length: int) -> float:
-        """Take so many bytes: 0 when they may be read now; otherwise none are taken, and it is seconds to wait."""
+    def take(self, length: int, patience: float) -> float:
+        """
+        Take so many bytes: 0 when they may be read now; otherwise none are taken, and it is seconds until to ask again.
+
+        Nothing is promised that is due in more than `patience` seconds: it would be lost, and to the others as well.
+        """
         while True:
             now = time.monotonic()
             if now - self._looked > STALE_SECONDS:
@@ -128,19 +134,21 @@ class SiteThrottle:
                 self._left = max(0, self._left - length)
                 self._read += length
                 return 0.0
-            if self._promised and not overdue:
-                return min(self._due - now, self._looked + LOOK_SECONDS - now + 0.001)
-            self._ask(length - self._left, now)
+            if not overdue and (self._promised or self._refused):
+                look = self._looked + LOOK_SECONDS - now + 0.001
+                return min(self._due - now, look) if self._promised else look
+            self._ask(length - self._left, now, patience)
 
-    def _ask(self, needed: int, now: float) -> None:
+    def _ask(self, needed: int, now: float, patience: float) -> None:
         """Ask for more, or whether the limit is still the one of the promise that this process waits for."""
-        self._looked = now
+        self._looked, self._refused = now, False
         if now < self._away_until:
             self._promise_ourselves(needed)
             return
         since = self._since if self._promised else ""
         try:
-            found = self._throttles.ask(self.site, self._process, self._read, needed, self._useful(now), since)
+            useful = self._useful(now)
+            found = self._throttles.ask(self.site, self._process, self._read, needed, useful, since, patience)
         except (*LedgerUnavailable, InputError):
             self._looked = time.monotonic()  # its silence may have lasted for seconds, and must not again at once
             self._away_until = self._looked + LOOK_SECONDS
@@ -152,6 +160,7 @@ class SiteThrottle:
         self.rate, self._since, self._processes = found.rate, found.since, found.processes
         if found.bytes:
             self._promised, self._due = found.bytes, now + found.wait
+        self._refused = bool(self.rate) and not self._promised
 
     def _useful(self, now: float) -> int:
         """Twice what this process reads in the time of a chunk: a slow one leaves the rest to others."""
@@ -178,7 +187,7 @@ class Turn:
 
     def take(self, length: int) -> float | None:
         """See `nbd.transfer.Take`. ClaimLost when the batch is not ours any more, or its job was stopped."""
-        wait = self._throttle.take(length)
+        wait = self._throttle.take(length, max(0.0, self._until - time.monotonic()))
         if not wait:
             return 0.0
         now = time.monotonic()

@@ -16,6 +16,7 @@ from sendense.lab.operations import DROP, Operations
 from sendense.lab.records import Knobs, Vm
 from sendense.lab.sessions import Sessions
 from sendense.lab.site import Site
+from sendense.wording import plain_words
 
 _OF_THE_SITE = {"session_seconds", "connection_limit"}
 """Knobs that no single machine can have."""
@@ -200,7 +201,7 @@ def _checked(values: dict[str, Any]) -> Knobs:
     except ValidationError as exc:
         first = exc.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        raise InputError(f"{name}: {first['msg']}", f"Knobs are: {_listed(Knobs.model_fields)}.") from exc
+        raise InputError(f"{name}: {plain_words(first['msg'])}", f"Knobs are: {_listed(Knobs.model_fields)}.") from exc
 
 
 def _listed(names: Any) -> str:

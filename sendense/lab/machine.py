@@ -28,7 +28,7 @@ def machine_properties(site: Site, vm: Vm, places: Places) -> Mapping[str, Calla
     return {
         "name": lambda: vm.name,
         "parent": lambda: vim.Folder(vm.folder),
-        "config": lambda: _config(vm, vm.disks, vm.trackers, places),
+        "config": lambda: None if site.knobs(vm).inaccessible else _config(vm, vm.disks, vm.trackers, places),
         "capability": lambda: vim.vm.Capability(
             changeTrackingSupported=vm.tracking_supported, snapshotOperationsSupported=True
         ),

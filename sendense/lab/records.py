@@ -110,6 +110,8 @@ class Knobs(Record):
     latency_ms: float = Field(default=0.0, ge=0)
     """Each read waits so long."""
     read_errors: ReadErrors = ReadErrors()
+    inaccessible: bool = False
+    """vCenter does not have the machine's configuration, as when its datastore is away."""
 
 
 class Folder(Record):

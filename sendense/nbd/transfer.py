@@ -9,7 +9,7 @@ What can go wrong, and what is done about it:
 - A server completes nothing for the no-progress deadline: ReadStalled or WriteStalled names it. Elapsed time alone
   never fails a batch.
 - The source may be read only so fast: reads wait until they may be made, which is no stall, or are left to another
-  time in `Outcome.left`. What was sent is waited for as ever.
+  time in `Outcome.left`; one that failed by then counts as failed. What was sent is waited for as ever.
 - The claim is lost: nothing more is sent to the target from that moment on, as another process may write there.
 - Only `run`'s return says that data is stored: every write completed and a flush after them completed, on a handle
   that was open since before the first write.
@@ -223,7 +223,8 @@ class Transfer:
             self._next = None
             self._read(_Piece(extent))
         if self._is_over:
-            self._out.left += [piece.extent for _, _, piece in self._again]
+            for _, _, piece in self._again:
+                self._give_up(piece)
             self._out.left += [self._next] if self._next else []
             self._out.left += data
             self._again, self._next = [], None
@@ -299,10 +300,12 @@ class Transfer:
             self._read_later(piece)
         elif extent.length > CLUSTER:
             for part in split([extent], CLUSTER):
-                self._read_later(_Piece(part, tries=READ_TRIES - 2))
+                self._read_later(_Piece(part, tries=READ_TRIES - 2, error=piece.error))
         else:
-            reason = f"{os.strerror(piece.error)}, tried {piece.tries} times"
-            self._out.failed.append((extent, reason))
+            self._give_up(piece)
+
+    def _give_up(self, piece: _Piece) -> None:
+        self._out.failed.append((piece.extent, f"{os.strerror(piece.error)}, tried {piece.tries} times"))
 
     def _read_later(self, piece: _Piece) -> None:
         self._out.retries += 1

@@ -9,7 +9,7 @@ from contextlib import suppress
 from sendense.coordinator import upkeep
 from sendense.coordinator.record import Jobs
 from sendense.errors import Conflict, InputError
-from sendense.jobs import broker, presence
+from sendense.jobs import broker, presence, tally
 from sendense.jobs.ledger import Ledger
 from sendense.jobs.queues import control_queue, site_queue
 from sendense.models import Node
@@ -49,7 +49,11 @@ class NodeService:
         self._site_settings = settings.site(site)
         self.name = settings.node_name
         self._folder = NodeFolder(settings, self.name)
-        self._redis = RemoteRedis(settings, lambda text: self._tell(text, "warning", action="redis"))
+        self._redis = RemoteRedis(
+            settings,
+            lambda text: self._tell(text, "warning", action="redis"),
+            lambda text: self._tell(text, action="redis"),
+        )
         self._client = self._redis.client
         self._ledger, self._jobs = Ledger(self._client), Jobs(self._client)
         self._notifier, self._rate = Notifier(), Rate()
@@ -189,7 +193,6 @@ class NodeService:
 
     def _announce(self, looks: Looks, round_trip: float) -> Node:
         names = [self._workers["copy"].name, self._solo.name]
-        moved = self._ledger.moved()
         ending = self._draining or self._stop.asked
         if ending:  # a worker that ends does not count any more, and is gone when its last task is
             copying = upkeep.under_way(self._ledger, upkeep.active(self._jobs), names)
@@ -209,7 +212,7 @@ class NodeService:
             draining=bool(ending),
             active=active,
             round_trip=round_trip,
-            rate=self._rate.count(sum(moved.get(name, 0) for name in names)),
+            rate=self._rate.count(tally.read(self._client)[0].moved_by(names)),
             tunnel=looks.tunnel,
         )
         presence.announce_node(self._client, node)

@@ -9,18 +9,19 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from sendense.beat import Beat, no_beat
 from sendense.errors import Conflict, InputError, NotFound
 from sendense.files import PART, hint_for, make_folder, storing, write_atomically
 from sendense.models import VmDisk, VmInfo, VmRef
-from sendense.repository.layout import LEAVING, MANIFEST, Layout, vm_uuid
+from sendense.repository.layout import HUB_LOCK, LEAVING, MANIFEST, Layout, vm_uuid
 from sendense.repository.points import FORMAT, Point, PointDisk, manifest_text, read_json, read_manifest
 from sendense.repository.survey import Survey
 from sendense.repository.writing import Draft
 
 REPOSITORY_FORMAT = 1
 
-_NO_CONTENT = {"lost+found", ".snapshot"}
-"""What a new file system comes with."""
+NO_CONTENT = {"lost+found", ".snapshot", HUB_LOCK}
+"""What a new file system comes with, and what a hub leaves there before its first backup."""
 
 _SHOWN = 8
 """Candidates that an ambiguous id's error names."""
@@ -93,7 +94,7 @@ class Repository:
         root = self.layout.root
         if self.layout.marker.exists():
             return
-        entries = set(os.listdir(root)) - _NO_CONTENT if root.exists() else set()
+        entries = set(os.listdir(root)) - NO_CONTENT if root.exists() else set()
         if self.layout.marker.name in entries:  # another process made it just now
             return
         if any(not name.endswith(PART) for name in entries):
@@ -122,10 +123,11 @@ class Repository:
         with self.layout.lock(info.ref.uuid), storing(path):
             write_atomically(path, manifest_text(known))
 
-    def vms(self) -> list[KnownVm]:
+    def vms(self, beat: Beat = no_beat) -> list[KnownVm]:
         """The VMs that have points, by name; one whose file is lost or damaged as its last point has it."""
         found = []
         for uuid in self.layout.vm_uuids():
+            beat()
             points = self.points(uuid)
             if known := self._known(uuid):
                 found.append(known)

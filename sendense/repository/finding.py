@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sendense.errors import Conflict, NotFound
 from sendense.models import VmRef
-from sendense.repository.catalogue import Broken, KnownVm, Repository
+from sendense.repository.catalogue import NO_CONTENT, Broken, KnownVm, Repository
 from sendense.repository.points import Point
 
 _SHOWN = 8
@@ -16,7 +16,7 @@ _SHOWN = 8
 def is_new(path: Path) -> bool:
     """Whether the first backup makes the repository there. Where that cannot be seen, opening it says why."""
     try:
-        return set(os.listdir(path)) <= {"lost+found"}  # which a new file system comes with
+        return set(os.listdir(path)) <= NO_CONTENT
     except OSError as exc:
         return exc.errno == errno.ENOENT
 

@@ -15,6 +15,9 @@ MANIFEST = "point.json"
 LEAVING = "point.deleted"
 """A manifest's name while its point's data is being merged into the next point."""
 
+HUB_LOCK = "hub.lock"
+"""What the hub holds whose repository this is; it says which one that is."""
+
 REMOVED = "removed-"
 """What begins the name of a folder that is no point any more and only has to be emptied."""
 
@@ -83,6 +86,11 @@ class Layout:
     def settings(self) -> Path:
         """What a hub does by itself with the repository."""
         return self.root / "settings.json"
+
+    @property
+    def hub_lock(self) -> Path:
+        """Held by whoever hosts the parts of a hub."""
+        return self.root / HUB_LOCK
 
     @property
     def vms(self) -> Path:

@@ -15,12 +15,14 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    computed_field,
     model_validator,
 )
 
 from sendense.errors import InputError, NotFound
 from sendense.models import VmRef
 from sendense.repository.layout import is_point_id, is_vm_uuid
+from sendense.wording import plain_words
 
 FORMAT = 1
 """Counts up only when a reader of the old one would be wrong about a point; what else is new is an unknown key."""
@@ -103,12 +105,16 @@ class Point(_Manifest):
     """The VM's disks that are not in it, by key, and why."""
     seconds: float = 0.0
     """What the job took."""
-    copied: int = Field(default=0, ge=0)
-    """Bytes that the job moved."""
     verified: _Time | None = None
     """When its content was last found to be what was copied, UTC."""
     damaged: str = ""
     """Where a verification found other content than was copied, in this point or in one that it is built on."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def copied(self) -> int:
+        """Bytes of data that its own images hold; what had to be read twice is counted once."""
+        return sum(disk.data for disk in self.disks)
 
     @model_validator(mode="after")
     def _every_disk_once(self) -> Self:
@@ -174,8 +180,8 @@ def read_json(path: Path, known: int) -> dict[str, Any]:
 def first_error(exc: ValidationError) -> str:
     """In a line: where, and what."""
     error = exc.errors(include_url=False, include_input=False)[0]
-    where = ".".join(map(str, error["loc"]))
-    return re.sub(r"\s+", " ", f"{where}: {error['msg']}" if where else error["msg"])
+    where, words = ".".join(map(str, error["loc"])), plain_words(error["msg"])
+    return re.sub(r"\s+", " ", f"{where}: {words}" if where else words)
 
 
 def utc_now() -> datetime:

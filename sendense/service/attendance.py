@@ -12,16 +12,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from typing import TypeVar
 
 from sendense import occurrences
 from sendense.coordinator import submission
+from sendense.coordinator.asking import ask
 from sendense.coordinator.context import Context
 from sendense.coordinator.outbox import Outbox
 from sendense.coordinator.site import choose_disks
 from sendense.errors import ClaimLost, Conflict, InputError, JobFailed, NotFound, SendenseError
-from sendense.models import VmInfo, VmRef
+from sendense.jobs import presence
+from sendense.models import VmInfo
 from sendense.nbd.connect import Beat
 from sendense.notices import Told
 from sendense.occurrences import Occurrence
@@ -29,10 +30,14 @@ from sendense.orders import BackupOrder, PruneOrder
 from sendense.requests import BackupRequest, DeleteRequest, JobView, MigrateRequest
 from sendense.schedules import Run, RunSummary, Schedule, Seen, Standing, Turn
 from sendense.service.operations import Operations
-from sendense.service.runs import Runs
+from sendense.service.ordering import request_of
+from sendense.service.runs import Runs, told_mark
 
 SITE_SECONDS = 45.0
 """For one answer of a site: a vCenter of thousands takes some ten seconds, and other schedules wait meanwhile."""
+
+PATIENT_SECONDS = 5.0
+"""A site that took longer to fail is left alone for a while, by all schedules."""
 
 MOST_TROUBLES = 20
 """Of a run that are kept, and told."""
@@ -56,7 +61,7 @@ class Attendance:
         self._deadline = math.inf
         """Of what a site is being asked, by the monotonic clock."""
         self._standing, self._text = runs.get(schedule.name)
-        self._now = datetime.fromtimestamp(self._jobs.clock(), UTC)
+        self._now = self._clock()
         self._hub = Operations(context, self._beat_in_time)
         self._silent: dict[str, str] = {}
 
@@ -64,11 +69,30 @@ class Attendance:
         """Begin a run that is due, and carry on with the one that there is."""
         if occurrence := self._due():
             self._begin_run(occurrence, asked=False)
-        elif self._standing.asked:
-            self._begin_run(Occurrence(self._standing.asked, None), asked=True)
+        elif asked := self._standing.asked:
+            if self._schedule.paused or self._is_outdated(asked):
+                self._put(self._standing.model_copy(update={"asked": None}))
+            else:
+                self._begin_run(Occurrence(asked, None), asked=True)
         run = self._standing.run
         if run and not run.ended:
             self._carry_on(run)
+
+    def say(self, trouble: str) -> None:
+        """Enter what kept the look from its end, if anything did."""
+        if trouble != self._standing.trouble:
+            self._put(self._standing.model_copy(update={"trouble": trouble}))
+
+    def _clock(self) -> datetime:
+        return datetime.fromtimestamp(self._jobs.clock(), UTC)
+
+    def _is_outdated(self, time: datetime) -> bool:
+        """Whether the schedule was replaced or resumed after that; what is of the future is by a clock set back."""
+        return time < self._schedule.since <= self._now
+
+    def _is_over(self, run: Run) -> bool:
+        """Whether it begins nothing more."""
+        return bool(run.end and self._now >= run.end) or self._is_outdated(run.start)
 
     def _due(self) -> Occurrence | None:
         """The latest time at which it was due, if there has been no run of it and there still may be one."""
@@ -76,9 +100,9 @@ class Attendance:
         if schedule.paused:
             return None
         found = occurrences.last(schedule, self._now)
-        # What is of the future was entered before the clock was set back.
-        if found.start < schedule.since <= self._now or (found.end and found.end <= self._now):
+        if self._is_outdated(found.start) or (found.end and found.end <= self._now):
             return None
+        # A run of the future was entered before the clock was set back.
         if run and found.start <= run.start <= self._now:
             return None
         return found
@@ -115,21 +139,26 @@ class Attendance:
     def _all_sites(self, turns: list[Turn]) -> set[str]:
         """Those that there are, and those that had VMs at the last look, even if nobody is there now."""
         seen = self._runs.seen(self._schedule.name) or {}
-        return self._reachable | {each.vm.site for each in seen.values()} | {turn.vm.site for turn in turns} or {""}
+        return self._reachable() | {each.vm.site for each in seen.values()} | {turn.vm.site for turn in turns} or {""}
 
-    @cached_property
     def _reachable(self) -> set[str]:
-        return {site.name for site in self._hub.sites() if site.reachable}
+        """As of now: workers come and go in the middle of a look."""
+        return {*self._context.settings.sites, *presence.controlled_sites(self._context.ledger.client)}
 
     def _carry_on(self, run: Run) -> None:
         run = self._save(run, [self._follow(run, turn) for turn in run.turns])
-        is_over = bool(run.end and self._now >= run.end)
-        if is_over:
+        is_over, paused = self._is_over(run), self._schedule.paused
+        if is_over or paused:
+            run = self._save(run, [self._unbegun(turn) for turn in run.turns])
+        if run.end and self._now >= run.end:
             run = self._save(run, [self._end_with_window(turn) for turn in run.turns])
         run = self._save(run, [self._act(run, turn) for turn in run.turns])
-        if not is_over and not self._schedule.paused:
+        if not is_over and not paused:
             for site in sorted(run.sites):
                 run = self._ask(run, site)
+            self._now = self._clock()  # sites take their time
+            is_over = self._is_over(run)
+        if not is_over and not paused:
             run = self._save(run, self._choose(run))
             run = self._save(run, [self._act(run, turn) for turn in run.turns])
         left = [turn for turn in run.turns if turn.is_open and not (is_over and turn.state == "waiting")]
@@ -167,7 +196,8 @@ class Attendance:
             note = f"what is not to be kept could not be deleted: job {view.id} {view.state}"
         return turn.model_copy(update={"state": "succeeded", "note": note})
 
-    def _end_with_window(self, turn: Turn) -> Turn:
+    def _unbegun(self, turn: Turn) -> Turn:
+        """A turn that was to begin, and did not, when nothing begins any more."""
         if turn.state != "begun":
             return turn
         view = self._jobs.get(turn.job)
@@ -175,7 +205,11 @@ class Attendance:
             return turn.model_copy(update={"state": "waiting", "job": ""})
         if _is_to_resume(turn, view):
             return turn.model_copy(update={"state": "cut", "again": None})
-        if view.cancelled:  # by a user
+        return turn
+
+    def _end_with_window(self, turn: Turn) -> Turn:
+        view = self._jobs.get(turn.job) if turn.state == "begun" else None
+        if not view or view.cancelled:  # by a user
             return turn
         return turn.model_copy(update={"state": "ending"})
 
@@ -224,13 +258,18 @@ class Attendance:
         return turn.model_copy(update={"again": None, "note": ""})
 
     def _submit(self, run: Run, turn: Turn, waits: dict[str, object]) -> Turn:
-        schedule = run.schedule
-        order = BackupOrder(vm=turn.vm.uuid, site=turn.vm.site, quiesce=schedule.quiesce, verify=schedule.verify)
+        schedule, site, uuid = run.schedule, turn.vm.site, turn.vm.uuid
+        order = BackupOrder(vm=uuid, site=site, quiesce=schedule.quiesce, verify=schedule.verify)
+        is_failure = True
         try:
-            request, name = self._within(turn.vm.site, lambda: self._hub.request_of(order))
+            info: VmInfo = self._within(
+                site, lambda: ask(self._context, site, "vm", seconds=SITE_SECONDS, beat=self._beat_in_time, vm=uuid)
+            )
+            is_failure = schedule.vm is not None  # what follows says that the VM cannot be backed up
+            request, name = request_of(order, lambda *_: info, lambda: self._context.repository)
         except InputError as exc:
-            refused = "failed" if schedule.vm else "left out"
-            return turn.model_copy(update={"state": refused, "job": "", "note": str(exc)})
+            left_out = not schedule.vm and (isinstance(exc, NotFound) or not is_failure)
+            return turn.model_copy(update={"state": "left out" if left_out else "failed", "job": "", "note": str(exc)})
         assert isinstance(request, BackupRequest)
         self._beat()
         try:
@@ -261,13 +300,14 @@ class Attendance:
             why = exc.why if isinstance(exc, _Silent) else str(exc)
             self._silent[site] = why
             return self._save(run.model_copy(update={"sites": {**run.sites, site: why}}), run.turns)
-        known = {turn.vm.uuid for turn in run.turns}
+        known = {turn.vm.uuid for turn in run.turns if turn.vm.uuid}
         new = [_first_turn(vm) for vm in found if vm.ref.uuid not in known]
         # Where a window is too short for all, each has its turn in some night.
-        turns = [*run.turns, *sorted(new, key=lambda turn: self._newest(turn.vm))]
+        turns = [*run.turns, *sorted(new, key=self._newest)]
         refused = {turn.vm.uuid for turn in turns if turn.state == "left out"}
         seen = self._runs.seen(self._schedule.name) or {}
-        others = {uuid: each for uuid, each in seen.items() if each.vm.site != site}
+        lost = {vm.ref.moref for vm in found if not vm.ref.uuid}
+        others = {uuid: each for uuid, each in seen.items() if each.vm.site != site or each.vm.moref in lost}
         here = {
             vm.ref.uuid: Seen(vm=vm.ref, since=seen[vm.ref.uuid].since if vm.ref.uuid in seen else self._now)
             for vm in found
@@ -277,9 +317,9 @@ class Attendance:
         sites = {name: why for name, why in run.sites.items() if name != site}
         return self._save(run.model_copy(update={"sites": sites}), turns)
 
-    def _newest(self, vm: VmRef) -> datetime:
+    def _newest(self, turn: Turn) -> datetime:
         self._beat()
-        newest = self._context.repository.latest(vm.uuid)
+        newest = self._context.repository.latest(turn.vm.uuid) if turn.state == "waiting" else None
         return newest.created if newest else datetime.min.replace(tzinfo=UTC)
 
     def _choose(self, run: Run) -> list[Turn]:
@@ -333,7 +373,7 @@ class Attendance:
         ]
         run = run.model_copy(update={"ended": self._now, "turns": turns})
         if troubles := run.troubles():
-            outbox, mark, start = Outbox(self._context.ledger.client), f"schedule:{run.schedule.name}", str(run.start)
+            outbox, mark, start = Outbox(self._context.ledger.client), told_mark(run.schedule.name), str(run.start)
             said = outbox.marks().get(mark, "")
             if said != start:
                 outbox.enter("schedule.failed", _told(run, troubles).model_dump_json(), {mark: (said, start)})
@@ -343,14 +383,19 @@ class Attendance:
 
     def _within(self, site: str, ask: Callable[[], T]) -> T:
         """What a site answers within SITE_SECONDS; _Silent when it does not, InputError where it refuses."""
-        if site and site not in self._reachable:
+        if site and site not in self._reachable():
             raise _Silent(f"site {site}: nobody there speaks to its vCenter now")
-        self._deadline = time.monotonic() + SITE_SECONDS
+        if why := self._runs.silence(site):
+            raise _Silent(why)
+        began = time.monotonic()
+        self._deadline = began + SITE_SECONDS
         try:
             return ask()
         except (ClaimLost, InputError):
             raise
         except SendenseError as exc:
+            if time.monotonic() - began > PATIENT_SECONDS:
+                self._runs.say_silent(site, str(exc))
             raise _Silent(str(exc)) from exc
         finally:
             self._deadline = math.inf
@@ -362,6 +407,8 @@ class Attendance:
 
 
 def _first_turn(vm: VmInfo) -> Turn:
+    if not vm.ref.uuid:
+        return Turn(vm=vm.ref, state="left out", note=f"{vm.ref.name}: vCenter does not have its configuration now")
     try:
         choose_disks(vm, [])
     except Conflict as exc:

@@ -8,7 +8,7 @@ can help is given up at once.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -22,7 +22,8 @@ from sendense.notices import DeliveredNotice, Notice, NoticeSent, NoticesView, R
 from sendense.receivers import Receiver
 from sendense.repository.settings import read_settings
 from sendense.service import mail, webhook
-from sendense.service.notices import OCCASIONS, notice_of
+from sendense.service.notices import OCCASIONS, notice_of, plain
+from sendense.service.prospects import with_prospects
 from sendense.service.webhook import Outcome
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,9 @@ END_SECONDS = 120.0
 JOIN_SECONDS = 60.0
 """A receiver that was never there before is told of what happened so long before it was, and not of all that ever
 did."""
+
+FAULT_LETTERS = 300
+"""Of a fault's text that are kept and shown."""
 
 SHOWN = 100
 """Of the notices that wait, how many are listed."""
@@ -110,11 +114,14 @@ def _deliver_to(receiver: Receiver, context: Context, outbox: Outbox, stop: thre
             if following.behind != before:
                 outbox.stand(receiver, before, following.behind)
             return
-        if context.jobs.clock() < following.behind.due:
+        if 0 < following.behind.due - context.jobs.clock() <= MOST_SECONDS:  # later: the clock was set back
             return
-        outcome = _attempt(receiver, context, following.notice)
+        entry, *left = following.behind.left.split(" ")
+        notice = with_prospects(context, following.notice)
+        outcome = _attempt(receiver, context, notice, left if entry == following.entry.id else [])
         now, told = _judge(receiver, following, following.entry, following.notice, outcome, context.jobs.clock())
-        if not outbox.stand(receiver, before, now, told) or now.passed == following.behind.passed:
+        given_up = bool(told and outcome.error)
+        if not outbox.stand(receiver, before, now, told, given_up) or now.passed == following.behind.passed:
             return
 
 
@@ -162,11 +169,19 @@ def _is_asked_for(context: Context, notice: Notice) -> bool:
     return any(schedule.name == notice.schedule and schedule.notify_success for schedule in schedules)
 
 
-def _attempt(receiver: Receiver, context: Context, notice: Notice) -> Outcome:
+def _attempt(receiver: Receiver, context: Context, notice: Notice, left: Collection[str] = ()) -> Outcome:
+    """`left`: who alone is still to get it, unless the settings have none of them any more."""
+    notices = context.settings.notices
+    if some := [each for each in notices.mail_to if each in left]:
+        notices = notices.model_copy(update={"mail_to": some})
     try:
-        return SENDERS[receiver](context.settings.notices, notice)
+        outcome = SENDERS[receiver](notices, notice)
     except SendenseError as exc:  # a file that cannot be read: somebody may put that right
         return Outcome(f"{exc} ({exc.hint})")
+    except Exception as exc:  # it is tried ever later, as any other, and shown
+        log.exception("notice %s by %s: a fault", notice.id, receiver, extra={"action": "notices"})
+        return Outcome(plain(f"a fault: {type(exc).__name__}: {exc}")[:FAULT_LETTERS])
+    return Outcome(note=outcome.error) if some and outcome.final else outcome
 
 
 def _judge(
@@ -181,7 +196,8 @@ def _judge(
         delay = min(FIRST_SECONDS * 2 ** min(behind.attempts, 16), MOST_SECONDS)
         level = logging.WARNING if not behind.attempts else logging.INFO
         log.log(level, "notice %s (%s) by %s: %s", notice.id, notice.subject, receiver, outcome.error, extra=fields)
-        return replace(behind, attempts=attempts, due=now + delay, error=outcome.error), ""
+        left = " ".join([entry.id, *outcome.left]) if outcome.left else behind.left
+        return replace(behind, attempts=attempts, due=now + delay, error=outcome.error, left=left), ""
     if outcome.error:
         log.error(
             "notice %s (%s) by %s is given up: %s", notice.id, notice.subject, receiver, outcome.error, extra=fields

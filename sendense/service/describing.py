@@ -6,7 +6,7 @@ from sendense.models import Progress, verification_id
 from sendense.requests import BackupRequest, DiskWork, JobView, MigrateRequest
 from sendense.views import Job, JobDisk, Problem
 
-_COUNTS = ("size", "data", "zero", "done", "already_done", "copied", "batches", "batches_done", "waiting")
+_COUNTS = ("size", "data", "zero", "done", "already_done", "copied", "again", "batches", "batches_done", "waiting")
 
 
 def describe(ledger: Ledger, view: JobView) -> Job:
@@ -22,12 +22,12 @@ def describe(ledger: Ledger, view: JobView) -> Job:
         state=view.state,
         step=view.step,
         paused=view.paused,
-        waiting=view.waiting or _held(ledger, view),
+        waiting=view.waiting or _held(ledger, view, disks),
         cancelled=view.cancelled,
         created=view.created,
         started=view.started,
         ended=view.ended,
-        point=view.work.point,
+        point=_point(view),
         vm_off=view.work.off,
         disks=disks,
         left_out=view.work.left_out,
@@ -35,6 +35,12 @@ def describe(ledger: Ledger, view: JobView) -> Job:
         error=Problem(message=error.message, hint=error.hint, usage=error.usage) if error else None,
         leftover=view.leftover.splitlines(),
     )
+
+
+def _point(view: JobView) -> str:
+    """A backup's is there once it is committed, which ends it well."""
+    made = not isinstance(view.request, BackupRequest) or view.state == "succeeded"
+    return view.work.point if made else ""
 
 
 def _disk(ledger: Ledger, view: JobView, disk: DiskWork) -> JobDisk:
@@ -59,10 +65,12 @@ def _disk(ledger: Ledger, view: JobView, disk: DiskWork) -> JobDisk:
     )
 
 
-def _held(ledger: Ledger, view: JobView) -> str:
-    """That the throttle of its site holds a job's copying back; empty when nothing does."""
+def _held(ledger: Ledger, view: JobView, disks: list[JobDisk]) -> str:
+    """That the throttle of its site holds back what a job has under way; empty when nothing does."""
     request = view.request
     if view.ended or view.step != "copy" or not isinstance(request, BackupRequest | MigrateRequest):
+        return ""
+    if not any(disk.progress.active for disk in disks if disk.progress):
         return ""
     limit = Throttles(ledger.client).look(request.vm.site)
     return held_text(limit.rate, request.vm.site) if limit.holds else ""

@@ -40,6 +40,7 @@ def families(
         yield from _of_copying(hub, own)
         yield from _of_sites(hub)
         yield from _of_nodes(hub)
+        yield from _of_routine(hub)
     if repository:
         yield from _of_repository(repository, hub.clock if hub else time.time())
     if overdue is not None:
@@ -186,6 +187,28 @@ def _of_nodes(hub: HubFigures) -> Iterator[Metric]:
         "Time from the node to Redis and back.",
         labels,
         ((key, node.round_trip) for node, key in up),
+    )
+
+
+def _of_routine(hub: HubFigures) -> Iterator[Metric]:
+    yield _gauge(
+        "sendense_routine_silence_seconds",
+        "Time since what the hub does by itself was heard of: it is every few seconds.",
+        (),
+        [((), hub.routine)],
+    )
+    yield _gauge(
+        "sendense_notices_waiting_seconds",
+        "Age of the notice that the receiver does not take; 0 without one.",
+        ("receiver",),
+        (((receiver,), seconds) for receiver, seconds in hub.notices.items()),
+    )
+    given_up = dict.fromkeys(hub.notices, 0) | hub.tally.given_up
+    yield _counter(
+        "sendense_notices_given_up",
+        "Notices that the receiver never got.",
+        ("receiver",),
+        (((receiver,), count) for receiver, count in given_up.items()),
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from sendense.coordinator import upkeep
 from sendense.coordinator.context import Context, open_repository
 from sendense.coordinator.copying import copies_of
+from sendense.coordinator.outbox import Outbox
 from sendense.errors import InputError
 from sendense.jobs import presence, tally
 from sendense.jobs.tally import Tally
@@ -63,6 +64,10 @@ class HubFigures:
     memory_limit: int
     """0 for none."""
     keys: int
+    routine: float
+    """Seconds since what the hub does by itself was heard of; infinite where it never was."""
+    notices: dict[str, float]
+    """By receiver for how many seconds the notice waits that it does not take; 0 without one."""
 
     def idle(self) -> dict[str, float]:
         """By site for how many seconds no byte was moved, though there was work all that time; 0 without work."""
@@ -99,8 +104,9 @@ def read_hub(context: Context) -> HubFigures:
     counts, moving = tally.read(client)
     views = list(upkeep.active(context.jobs))
     memory = client.info("memory")
+    outbox, now = Outbox(client), context.jobs.clock()
     return HubFigures(
-        clock=context.jobs.clock(),
+        clock=now,
         tally=counts,
         moving=moving,
         states=context.jobs.states(),
@@ -113,6 +119,8 @@ def read_hub(context: Context) -> HubFigures:
         memory=int(memory["used_memory"]),
         memory_limit=int(memory.get("maxmemory", 0)),
         keys=client.dbsize(),
+        routine=presence.routine_silence(client),
+        notices={one: outbox.waits(one, now) for one in context.settings.notices.receivers},
     )
 
 

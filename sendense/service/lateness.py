@@ -26,11 +26,11 @@ def watch(context: Context, beat: Beat) -> None:
         return
     outbox, now = Outbox(context.ledger.client), context.jobs.clock()
     before = {name: text for name, text in outbox.marks().items() if name.startswith(_MARK)}
-    late = {f"{_MARK}{each.vm.uuid}": each for each in scheduling.overdue(context)}
-    beat()
+    late = {f"{_MARK}{each.vm.uuid}": each for each in scheduling.overdue(context, beat)}
     due, marks = [], {}
     for name, each in late.items():
-        if now - _said(before.get(name, "")) >= AGAIN_SECONDS:
+        # A VM that was told of in time to come was told of before the clock was set back.
+        if not 0 <= now - _said(before.get(name, "")) < AGAIN_SECONDS:
             due.append(OverdueVm(vm=each.vm, schedule=each.schedule, newest=each.newest))
             newest = each.newest.isoformat() if each.newest else ""
             marks[name] = (before.get(name, ""), f"{now} {each.schedule} {newest}")
@@ -38,19 +38,21 @@ def watch(context: Context, beat: Beat) -> None:
         outbox.enter("vm.overdue", overdue_notice(due).model_dump_json(), marks)
     gone = {name: (text, "") for name, text in before.items() if name not in late}
     if gone:
-        well = _well(context, before, list(gone))
+        well = _well(context, before, list(gone), beat)
         body = well_notice(well).model_dump_json() if well else ""
         outbox.enter("vm.well" if well else "", body, gone)
 
 
-def _well(context: Context, before: dict[str, str], names: list[str]) -> list[OverdueVm]:
+def _well(context: Context, before: dict[str, str], names: list[str], beat: Beat) -> list[OverdueVm]:
     """Those of them that have a new restore point; of the others no schedule wants one any more."""
-    known = {vm.ref.uuid: vm.ref for vm in context.repository.vms()}
+    repository = context.repository
+    known = {vm.ref.uuid: vm.ref for vm in repository.vms(beat)}
     found = []
     for name in names:
+        beat()
         _, schedule, newest = before[name].split(" ", 2)
         uuid = name.removeprefix(_MARK)
-        point = context.repository.latest(uuid)
+        point = repository.latest(uuid)
         if point and uuid in known and (not newest or point.created > datetime.fromisoformat(newest)):
             created = point.created.astimezone(UTC)
             found.append(OverdueVm(vm=known[uuid], schedule=schedule, newest=created))

@@ -9,19 +9,27 @@ from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import format_datetime
+from textwrap import wrap
 
 from sendense.files import read_secret
 from sendense.notices import Notice
 from sendense.receivers import Notices
+from sendense.service.bounded import within
 from sendense.service.notices import plain, show_time
 from sendense.service.webhook import Outcome, trusting
 from sendense.settings import host_and_port
 
 MAIL_SECONDS = 20.0
-"""For all of an attempt; a server that greylists or looks names up answers within ten."""
+"""For all of an attempt, from the name's look-up on; a server that greylists or looks names up answers within ten."""
 
 STEP_SECONDS = 10.0
-"""For each wait within that."""
+"""For each wait within that, but for the look-up of a name."""
+
+CUT_SECONDS = 2.0
+"""For an attempt to end that is cut off; one that has no connection yet cannot be, and is left behind."""
+
+LINE_LETTERS, MOST_LETTERS = 76, 998
+"""Of a line, where it can be wrapped at words; and of any (RFC 5322, 2.1.1)."""
 
 SUBJECT_LETTERS = 200
 """Of a subject at most: a VM's name has up to 80."""
@@ -43,12 +51,19 @@ def password(notices: Notices) -> str:
 
 
 def _attempt(notices: Notices, said: EmailMessage | None) -> Outcome:
+    try:
+        return within(MAIL_SECONDS + CUT_SECONDS, lambda: _cut_in_time(notices, said))
+    except TimeoutError:
+        return _late()
+
+
+def _cut_in_time(notices: Notices, said: EmailMessage | None) -> Outcome:
     secret, verify = password(notices), trusting(notices)
     server, done, cut = _server(notices, verify), threading.Event(), threading.Event()
     # Each wait has a limit; a server that answers a letter at a time makes many waits.
     threading.Thread(target=_cut_late, args=[server, done, cut], name="mail", daemon=True).start()
     try:
-        outcome = _converse(server, notices, verify, secret, said)
+        outcome = _converse(server, notices, verify, secret, said, cut)
         return _late() if outcome.error and cut.is_set() else outcome
     except smtplib.SMTPRecipientsRefused as exc:
         return Outcome(_refused(exc.recipients), final=all(code >= 500 for code, _ in exc.recipients.values()))
@@ -76,19 +91,34 @@ def message(notices: Notices, notice: Notice) -> EmailMessage:
     mail["Auto-Submitted"] = "auto-generated"
     mail["X-Sendense-Notice"] = notice.id
     mail["X-Sendense-Kind"] = notice.kind
-    mail.set_content(_body(notice), cte="quoted-printable")
+    body = _body(notice)
+    # Not encoded where it can be read as it is: some look at raw mail.
+    fits = body.isascii() and all(len(line) <= MOST_LETTERS for line in body.splitlines())
+    mail.set_content(body, cte="7bit" if fits else "quoted-printable")
     return mail
 
 
 def _body(notice: Notice) -> str:
-    lines = [plain(notice.subject), "", *map(plain, notice.text.splitlines()), ""]
+    lines = [*_wrapped(notice.subject), "", *(part for line in notice.text.splitlines() for part in _wrapped(line)), ""]
     lines += [f"Hub {notice.hub}, {show_time(notice.time)}", ""]
     if notice.hint or notice.commands:
         lines += ["What to do"]
-        lines += [f"  {plain(notice.hint)}"] if notice.hint else []
+        lines += _wrapped(notice.hint, "  ") if notice.hint else []
         lines += ["", *(f"    {command}" for command in notice.commands)] if notice.commands else []
         lines += [""]
     return "\n".join([*lines, f"Notice {notice.id}", ""])
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    """Text as lines that end with words; what is long without a space stays whole, to be copied."""
+    return wrap(
+        plain(text),
+        LINE_LETTERS,
+        initial_indent=indent,
+        subsequent_indent=indent or "  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _server(notices: Notices, verify: ssl.SSLContext) -> smtplib.SMTP:
@@ -101,11 +131,18 @@ def _server(notices: Notices, verify: ssl.SSLContext) -> smtplib.SMTP:
 
 
 def _converse(
-    server: smtplib.SMTP, notices: Notices, verify: ssl.SSLContext, secret: str, said: EmailMessage | None
+    server: smtplib.SMTP,
+    notices: Notices,
+    verify: ssl.SSLContext,
+    secret: str,
+    said: EmailMessage | None,
+    cut: threading.Event,
 ) -> Outcome:
     host, port = host_and_port(notices.smtp)
     server._host = host  # type: ignore[attr-defined]  # smtplib checks the certificate against what its constructor got
     code, words = server.connect(host, port)
+    if cut.is_set():  # nobody waits for it any more, and the next attempt sends the same
+        return _late()
     if code != 220:
         return Outcome(f"answered {_answer(code, words)}")
     if notices.smtp_security == "starttls":
@@ -118,6 +155,8 @@ def _converse(
     refused = server.send_message(said, notices.mail_from, notices.mail_to) if said else {}
     with suppress(smtplib.SMTPException, OSError):  # what counts is done
         server.quit()
+    if any(code < 500 for code, _ in refused.values()):  # greylisted, or a mailbox that is full
+        return Outcome(_refused(refused), left=tuple(refused))
     return Outcome(note=_refused(refused) if refused else "")
 
 

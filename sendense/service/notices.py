@@ -1,6 +1,8 @@
 """What is told to people and programs elsewhere, made of the outbox's entries."""
 
+import re
 from datetime import UTC, datetime
+from textwrap import shorten
 
 from sendense.coordinator.outbox import JOB_ENDED, Entry
 from sendense.coordinator.record import view_of
@@ -23,6 +25,15 @@ OCCASIONS: dict[Kind, Occasion] = {
 
 MOST_VMS = 50
 """VMs that one text names: with a vCenter away, all of a site are overdue at once."""
+
+CAUSE_LETTERS = 100
+"""Of a failure's message in a subject: what a list of mails shows, and a phone."""
+
+_ENDPOINT = re.compile(r"\b(read|write) .+? (offset=\d+) length=\d+")
+"""What is read or written, which the text has: a subject has no room for it."""
+
+MOST_LISTED = 200
+"""VMs that a notice has for programs: 50 KB, which is more than most receivers of webhooks take, and no more."""
 
 
 def notice_of(entry: Entry, hub: str, ledger: Ledger) -> Notice | None:
@@ -54,7 +65,7 @@ def _of_job(view: JobView) -> tuple[Kind, Told] | None:
         what = "what is stored is not what was copied" if view.state == "different" else "failed"
         again = [] if error and error.usage else [resume]
         return kind, Told(
-            subject=f"{name}: {what}",
+            subject=f"{name}: {what}{_briefly(view)}",
             text="\n".join([plain(error.message) if error else "It does not say why.", *left, *off, *where]),
             hint=plain(error.hint) if error else "",
             commands=[show, events, *clean, *again],
@@ -72,6 +83,16 @@ def _of_job(view: JobView) -> tuple[Kind, Told] | None:
         text = "\n".join([*point, *missing, *off, *where])
         return "job.succeeded", Told(subject=f"{name}: succeeded", text=text, commands=[show])
     return None
+
+
+def _briefly(view: JobView) -> str:
+    """Where, and why, for a subject."""
+    site = f", site {view.request.vm.site}" if isinstance(view.request, BackupRequest | MigrateRequest) else ""
+    if not view.error:
+        return site
+    message = _ENDPOINT.sub(r"\1 \2", plain(view.error.message))
+    cause = shorten(message.partition("; ")[0].partition(" [attempt")[0], CAUSE_LETTERS, placeholder=" ...")
+    return f"{site}: {cause}"
 
 
 def _where(view: JobView) -> str:
@@ -98,7 +119,7 @@ def overdue_notice(vms: list[OverdueVm]) -> Told:
         text="\n".join(["No restore point for longer than the schedule allows:", *_few(lines)]),
         hint="Look what its schedule did last, and whether the hub and a node of the site are up.",
         commands=["sendense schedule", "sendense jobs", "sendense nodes"],
-        vms=vms,
+        vms=vms[:MOST_LISTED],
     )
 
 
@@ -107,7 +128,8 @@ def well_notice(vms: list[OverdueVm]) -> Told:
     names = [plain(each.vm.name) for each in vms]
     subject = f"{names[0]}: is well again" if len(vms) == 1 else f"{len(vms)} VMs: are well again"
     lines = [f"{plain(each.vm.name)}, site {each.vm.site}: {_newest(each)}" for each in vms]
-    return Told(subject=subject, text="\n".join(["There is a new restore point:", *_few(lines)]), vms=vms)
+    text = "\n".join(["There is a new restore point:", *_few(lines)])
+    return Told(subject=subject, text=text, vms=vms[:MOST_LISTED])
 
 
 def _newest(overdue: OverdueVm) -> str:

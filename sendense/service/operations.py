@@ -36,6 +36,7 @@ from sendense.service.describing import describe
 from sendense.service.hub import Hub
 from sendense.service.ordering import request_of
 from sendense.service.schedules import Schedules
+from sendense.times import zone_named
 from sendense.views import (
     Cleaned,
     Deletion,
@@ -239,7 +240,7 @@ class Operations:
 
     def prune(self, order: PruneOrder, key: str) -> list[Pruning]:
         """Delete the restore points that no rule keeps, by a job for each VM; the newest stays."""
-        repository, policy, zone = self._repository(), catalogue.policy_of(order), catalogue.zone_named(order.timezone)
+        repository, policy, zone = self._repository(), catalogue.policy_of(order), zone_named(order.timezone)
         found = []
         for known in catalogue.named_vms(repository, order.vm):
             points = repository.points(known.ref.uuid)

@@ -1,11 +1,8 @@
 """Restore points as users see them, and which of them a policy lets go."""
 
-import os
 from collections.abc import Collection
-from datetime import UTC, datetime, tzinfo
-from zoneinfo import ZoneInfo
 
-from sendense.errors import Conflict, NotFound
+from sendense.errors import Conflict
 from sendense.orders import PruneOrder
 from sendense.repository.catalogue import Broken, KnownVm, Repository
 from sendense.repository.finding import all_vms, find_sound, find_vm
@@ -112,20 +109,3 @@ def vm_of(found: Collection[Point | Broken]) -> str:
 def policy_of(order: PruneOrder) -> Policy:
     """The order's rules; InputError when they keep nothing."""
     return Policy(order.last, order.daily, order.weekly, order.monthly, order.yearly)
-
-
-def zone_named(name: str) -> tzinfo:
-    """A time zone by its IANA name, this machine's without one: a day begins at midnight in summer as in winter."""
-    if name:
-        try:
-            return ZoneInfo(name)
-        except (OSError, ValueError, LookupError) as exc:
-            raise NotFound(f"time zone {name!r}: is not known", "Give an IANA name, such as Europe/Oslo.") from exc
-    here = os.environ.get("TZ", "").removeprefix(":")
-    try:
-        if here:
-            return ZoneInfo(here)
-        with open("/etc/localtime", "rb") as file:
-            return ZoneInfo.from_file(file, "localtime")
-    except (OSError, ValueError, LookupError):
-        return datetime.now().astimezone().tzinfo or UTC

@@ -55,7 +55,7 @@ def run(context: Context, name: str, owner: str) -> None:
         beat()
         DUTIES[name].run(context, beat)
     except ClaimLost:
-        return
+        pass  # of the duty, which another process is at; or of something that it does: the next look sees to that
     except (SendenseError, *broker.Unavailable) as exc:
         log.warning("duty %s: %s", name, exc, extra={"action": "duty"})
     presence.let_go(client, thing, owner)

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable
 from functools import cached_property, partial
+from importlib import resources
 from typing import TYPE_CHECKING, cast
 
 from pydantic import TypeAdapter
 
+from sendense.coordinator.outbox import Outbox
 from sendense.errors import ClaimLost
 from sendense.jobs.reading import readable
 from sendense.schedules import Seen, Standing
@@ -17,12 +19,8 @@ if TYPE_CHECKING:
 _STANDINGS, _SEEN = "sendense:schedules", "sendense:schedules:seen"
 _SEEN_VMS: TypeAdapter[dict[str, Seen]] = TypeAdapter(dict[str, Seen])
 
-_PUT = """
--- KEYS: the standings. ARGV: name, what it was, what it is. Returns 1, or 0 when it is another by now.
-if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 0 end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
-return 1
-"""
+SILENT_SECONDS = 60
+"""A site that did not answer in its time is not asked again for so long: all that is to be looked after would wait."""
 
 
 class Runs:
@@ -57,17 +55,37 @@ class Runs:
         """Say which they are."""
         self._redis.hset(_SEEN, name, _SEEN_VMS.dump_json(seen).decode())
 
+    def silence(self, site: str) -> str:
+        """Why a site is not to be asked now: it did not answer within the last SILENT_SECONDS; empty if it may be."""
+        why = cast(bytes | None, self._redis.get(_silent(site)))
+        return why.decode() if why else ""
+
+    def say_silent(self, site: str, why: str) -> None:
+        """Have nobody ask a site for SILENT_SECONDS."""
+        self._redis.set(_silent(site), why, ex=SILENT_SECONDS)
+
     def keep(self, names: Iterable[str]) -> None:
-        """Forget all schedules but these."""
+        """Forget all schedules but these, and what was told of them."""
         known = set(names)
         for key in (_STANDINGS, _SEEN):
             there = {name.decode() for name in cast(list[bytes], self._redis.hkeys(key))}
             if gone := there - known:
+                outbox, marks = Outbox(self._redis), {told_mark(name) for name in gone}
+                outbox.enter("", "", {mark: (text, "") for mark, text in outbox.marks().items() if mark in marks})
                 self._redis.hdel(key, *gone)
 
     @cached_property
     def _put(self) -> "Script":
-        return self._redis.register_script(_PUT)
+        return self._redis.register_script((resources.files("sendense.service") / "scripts" / "put.lua").read_text())
+
+
+def told_mark(name: str) -> str:
+    """The outbox's mark of what was told of a schedule: the run that it was of."""
+    return f"schedule:{name}"
+
+
+def _silent(site: str) -> str:
+    return f"sendense:schedules:silent:{site}"
 
 
 def _read(name: str, text: bytes) -> Standing:

@@ -1,11 +1,9 @@
 """What users do with schedules: they are kept in the repository, and carried out by a hub (`service.scheduling`)."""
 
-import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 
 from sendense import occurrences
 from sendense.coordinator.context import Context, open_repository
@@ -20,6 +18,7 @@ from sendense.repository.settings import change_settings, read_settings
 from sendense.requests import BackupRequest, JobRequest
 from sendense.schedules import Kept, Schedule, Standing
 from sendense.service.runs import Runs
+from sendense.times import local_zone, zone_of
 from sendense.views import ScheduleView
 
 SERVED_SECONDS = 60.0
@@ -27,8 +26,6 @@ SERVED_SECONDS = 60.0
 
 ATTEMPTS = 5
 """To change a record that the hub may change at the same moment."""
-
-ZONES = Path("/usr/share/zoneinfo")
 
 
 class Schedules:
@@ -179,7 +176,7 @@ def _named(known: list[Schedule], name: str) -> Schedule:
 
 def _schedule(order: ScheduleOrder, vm: VmRef | None, now: datetime) -> Schedule:
     timezone = order.timezone or local_zone()
-    occurrences.zone_of(timezone)
+    zone_of(timezone)
     keep = Kept(**order.keep.model_dump()) if order.keep else None
     return Schedule(
         name=order.name or _name_for(vm.name if vm else f"all-{order.site}" if order.site else "all"),
@@ -205,14 +202,3 @@ def _name_for(text: str) -> str:
     if not name:
         raise InputError(f"{text}: no name for a schedule can be made of it", "Give it one: --name NAME")
     return name
-
-
-def local_zone() -> str:
-    """The IANA name of this machine's time zone, as far as it is known; else UTC."""
-    named = os.environ.get("TZ", "").removeprefix(":")
-    linked = os.path.realpath("/etc/localtime")
-    for name in (named, linked.removeprefix(f"{ZONES}/") if linked.startswith(f"{ZONES}/") else ""):
-        if name:
-            with suppress(NotFound):
-                return occurrences.zone_of(name).key
-    return "UTC"

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from sendense import occurrences
+from sendense.beat import no_beat
 from sendense.coordinator.context import Context
 from sendense.errors import ClaimLost, SendenseError
 from sendense.jobs import broker
@@ -33,23 +34,38 @@ def attend(context: Context, beat: Beat) -> None:
     for schedule in schedules:
         beat()
         try:
-            Attendance(context, runs, schedule, beat).look()
-        except (ClaimLost, *broker.Unavailable):
-            raise
-        except SendenseError as exc:
-            log.warning("schedule %s: %s", schedule.name, exc, extra={"action": "schedule"})
-        except Exception:
-            log.exception("schedule %s: a fault", schedule.name, extra={"action": "schedule"})
+            _look(Attendance(context, runs, schedule, beat), schedule.name)
+        except ClaimLost:  # a user changed the record: the next look sees it
+            beat()  # raises it again if it is the duty that was lost
 
 
-def overdue(context: Context) -> list[Overdue]:
+def _look(attendance: Attendance, name: str) -> None:
+    trouble = ""
+    try:
+        attendance.look()
+    except (ClaimLost, *broker.Unavailable):
+        raise
+    except SendenseError as exc:
+        log.warning("schedule %s: %s", name, exc, extra={"action": "schedule"})
+        trouble = str(exc)
+    except Exception as exc:
+        log.exception("schedule %s: a fault", name, extra={"action": "schedule"})
+        trouble = f"a fault, see the log of the hub's routine: {exc!r}"
+    attendance.say(trouble)
+
+
+def overdue(context: Context, beat: Beat = no_beat) -> list[Overdue]:
     """The VMs that have had no restore point for longer than their schedules allow, the one due first first."""
     path = context.settings.repository
     if not path or is_new(path):
         return []
     repository = context.repository
-    known = repository.vms()
-    newest = {vm.ref.uuid: point.created for vm in known if (point := repository.latest(vm.ref.uuid))}
+    known = repository.vms(beat)
+    newest = {}
+    for vm in known:
+        beat()
+        if point := repository.latest(vm.ref.uuid):
+            newest[vm.ref.uuid] = point.created
     runs = Runs(context.ledger.client)
 
     def vms_of(schedule: Schedule) -> Iterable[Seen]:

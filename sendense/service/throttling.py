@@ -11,8 +11,8 @@ from sendense.nbd.connect import Beat
 from sendense.orders import ThrottleOrder
 from sendense.repository.finding import is_new
 from sendense.repository.settings import RepositorySettings, change_settings, read_settings
-from sendense.service.points import zone_named
 from sendense.throttles import Band, Throttle
+from sendense.times import show_days, zone_named
 from sendense.views import ThrottleView
 
 log = logging.getLogger(__name__)
@@ -22,20 +22,30 @@ PUBLISH_SECONDS = 5.0
 
 
 def publish(context: Context, beat: Beat) -> None:
-    """Put in force at each site what its throttle says for this time."""
+    """
+    Put in force at each site what its throttle says for this time.
+
+    Again until the settings are still those that it put in force: whichever process does so last has the latest ones.
+    """
     path = context.settings.repository
     if not path or is_new(path):
         return
-    throttles, known = Throttles(context.ledger.client), read_settings(context.repository.layout).throttles
-    for site in sorted(throttles.limited() - {throttle.site for throttle in known}):
-        beat()
-        throttles.put_in_force(site, 0)
-    for throttle in known:
-        beat()
-        try:
-            throttles.put_in_force(throttle.site, _rate_now(context, throttle))
-        except InputError as exc:  # a time zone that this machine does not know: the last rate stays
-            log.warning("throttle of site %s: %s", throttle.site, exc, extra={"action": "throttle"})
+    throttles, done = Throttles(context.ledger.client), None
+    while True:
+        limited = throttles.limited()  # first: none is lifted that was set after the settings were read
+        known = read_settings(context.repository.layout).throttles
+        if known == done:
+            return
+        for site in sorted(limited - {throttle.site for throttle in known}):
+            beat()
+            throttles.put_in_force(site, 0)
+        for throttle in known:
+            beat()
+            try:
+                throttles.put_in_force(throttle.site, _rate_now(context, throttle))
+            except InputError as exc:  # a time zone that this machine does not know: the last rate stays
+                log.warning("throttle of site %s: %s", throttle.site, exc, extra={"action": "throttle"})
+        done = known
 
 
 def show(context: Context, sites: list[str]) -> list[ThrottleView]:
@@ -49,7 +59,6 @@ def show(context: Context, sites: list[str]) -> list[ThrottleView]:
 
 def set_rate(context: Context, site: str, order: ThrottleOrder, sites: list[str], beat: Beat) -> ThrottleView:
     """Limit what is read at a site, at the times of a band or at all others, from now on."""
-    zone_named(order.timezone)
 
     def changed(before: Throttle | None) -> Throttle:
         if not before and site not in sites:
@@ -57,13 +66,14 @@ def set_rate(context: Context, site: str, order: ThrottleOrder, sites: list[str]
         throttle = before or Throttle(site=site)
         if order.timezone:
             throttle = throttle.model_copy(update={"timezone": order.timezone})
+        zone_named(throttle.timezone)
         if not order.band:
             return throttle.model_copy(update={"rate": order.rate})
         band = Band(**order.band.model_dump(), rate=order.rate)
         throttle = throttle.with_band(band)
         if other := next((each for each in throttle.bands if each != band and each.overlaps(band)), None):
             raise Conflict(
-                f"site {site}: {band.start}-{band.end} overlaps {other.start}-{other.end}, which has a limit",
+                f"site {site}: {band.start}-{band.end} overlaps {_named(other)}, which has a limit",
                 f"Remove that one first: sendense throttle remove {site} --from {other.start} --to {other.end}",
             )
         return throttle
@@ -72,17 +82,23 @@ def set_rate(context: Context, site: str, order: ThrottleOrder, sites: list[str]
 
 
 def remove(context: Context, site: str, band: str, beat: Beat) -> ThrottleView:
-    """Lift the limit of a site: wholly, or at the times of a band, HH:MM-HH:MM."""
+    """Lift the limit of a site: wholly, or that of a band, HH:MM-HH:MM or HH:MM-HH:MM@1,2 with its ISO weekdays."""
 
     def changed(before: Throttle | None) -> Throttle:
         if not before:
             raise NotFound(f"site {site}: has no throttle", "List them: sendense throttle")
-        start, _, end = band.partition("-")
-        after = before.without_bands(start, end) if band else Throttle(site=site)
-        if band and after == before:
-            known = ", ".join(f"{each.start}-{each.end}" for each in before.bands) or "none"
-            raise NotFound(f"site {site}: has no limit from {start} to {end}", f"Its times are: {known}.")
-        return after
+        if not band:
+            return Throttle(site=site)
+        times, _, days = band.partition("@")
+        start, _, end = times.partition("-")
+        found = before.at(start, end, [int(day) for day in days.split(",")] if days else [])
+        if len(found) != 1:
+            known = ", ".join(map(_named, before.bands)) or "none"
+            several = "has several limits" if found else "has no limit"
+            on = f" on {show_days([int(day) for day in days.split(',')])}" if days else ""
+            error = Conflict if found else NotFound
+            raise error(f"site {site}: {several} from {start} to {end}{on}", f"Name one with its --days: {known}.")
+        return before.model_copy(update={"bands": [each for each in before.bands if each != found[0]]})
 
     return _change(context, site, changed, beat)
 
@@ -96,8 +112,12 @@ def _change(context: Context, site: str, change: Callable[[Throttle | None], Thr
 
     settings = change_settings(context.repository.layout, changed, beat)
     throttle = next((throttle for throttle in settings.throttles if throttle.site == site), Throttle(site=site))
-    Throttles(context.ledger.client).put_in_force(site, _rate_now(context, throttle))
+    publish(context, beat)
     return _view(context, throttle)
+
+
+def _named(band: Band) -> str:
+    return f"{band.start}-{band.end} {show_days(band.days)}".strip()
 
 
 def _rate_now(context: Context, throttle: Throttle) -> int:

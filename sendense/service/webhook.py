@@ -3,10 +3,13 @@
 import asyncio
 import hashlib
 import hmac
+import logging
 import os
 import ssl
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -22,6 +25,9 @@ WEBHOOK_SECONDS = 15.0
 STEP_SECONDS = 10.0
 """For each wait within that."""
 
+logging.getLogger("httpx").setLevel(logging.WARNING)
+"""It logs each request with its URL, and some have a secret in their path."""
+
 _AGAIN = {408, 429}
 """Statuses of 4xx that mean a later attempt may be taken."""
 
@@ -32,6 +38,8 @@ class Outcome:
 
     error: str = ""
     final: bool = False
+    left: tuple[str, ...] = ()
+    """Who still is to get the notice, where others have taken it: no one else is sent it again."""
     note: str = ""
     """What is to be known of a notice that was taken."""
     answered: bool = field(default=False, compare=False)
@@ -78,17 +86,26 @@ def trusting(notices: Notices) -> ssl.SSLContext:
 def _attempt(notices: Notices, method: str, body: bytes, headers: dict[str, str]) -> Outcome:
     verify = trusting(notices)
     try:
-        return asyncio.run(_ask(notices.webhook, method, body, headers | {"User-Agent": "sendense"}, verify))
+        return _run(_ask(notices.webhook, method, body, headers | {"User-Agent": "sendense"}, verify))
     except TimeoutError:
         return Outcome(f"no whole answer in {WEBHOOK_SECONDS:.0f} s")
     except httpx.TimeoutException as exc:
         return Outcome(f"no answer in {STEP_SECONDS:.0f} s ({type(exc).__name__})")
-    except (httpx.HTTPError, OSError) as exc:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, OSError) as exc:  # some find a host's name wrong late
         return Outcome(_reason(exc))
 
 
+def _run(asking: Coroutine[object, object, Outcome]) -> Outcome:
+    """As asyncio.run, which would wait at its end for a look-up of a name that nobody answers."""
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(asking)
+    finally:
+        loop.close()
+
+
 async def _ask(url: str, method: str, body: bytes, headers: dict[str, str], verify: ssl.SSLContext) -> Outcome:
-    here = is_loopback(httpx.URL(url).host)
+    here = is_loopback(urlsplit(url).hostname or "")
     async with (
         asyncio.timeout(WEBHOOK_SECONDS),
         httpx.AsyncClient(verify=verify, trust_env=not here, timeout=STEP_SECONDS) as client,

@@ -44,7 +44,8 @@ class BeatService(Service):
         Start it again if it ended, and with its worker if nothing comes of it; LedgerUnavailable without Redis.
 
         That nothing comes of it may be either's fault: one is stopped, all processes of the worker hang, or the
-        machine's clock was set back, after which beat waits for the time when it would have sent next.
+        machine's clock was set back, after which beat waits for the time when it would have sent next. Then what was
+        heard last is of the future, which counts as silence.
         """
         super().supervise()
         if time.monotonic() - self._began > SILENCE_SECONDS and not self.is_heard():

@@ -116,6 +116,29 @@ class Child:
             return []
 
 
+def is_heard_of(lock: Path, port: int) -> bool:
+    """Whether who has `lock` open, or one of its children, listens at a TCP port; True where that cannot be seen."""
+    try:
+        found = [each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+        pids = {each.pid for each in found if each.laddr and each.laddr.port == port}
+    except (psutil.Error, OSError):  # a hardened unit may hide /proc/net
+        return True
+    return any(_is_of(lock.resolve(), pid) for pid in pids if pid)
+
+
+def _is_of(lock: Path, pid: int) -> bool:
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.parents()]
+    except psutil.Error:
+        return False
+    for each in family:
+        with suppress(psutil.Error, OSError):  # another user's
+            if any(Path(file.path) == lock for file in each.open_files()):
+                return True
+    return False
+
+
 def sweep(folder: Path) -> None:
     """Remove what killed children whose logs are in the folder left there: it is their temporary folder, too."""
     for pattern in _TEMPORARY:

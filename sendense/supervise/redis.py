@@ -11,6 +11,7 @@ from sendense.jobs.ledger import LedgerUnavailable, connect
 from sendense.settings import Settings, host_and_port
 from sendense.supervise.child import Child
 from sendense.supervise.service import Budget, Note, Service
+from sendense.supervise.web import must_be_free
 
 PASSWORD_BYTES = 32
 """Of randomness in a password that is made: nobody types it."""
@@ -36,9 +37,14 @@ class PrivateRedis(Service):
         """For the supervisor, which has to learn quickly that Redis does not answer."""
 
     def prepare(self) -> None:
-        """A killed Redis leaves its socket; one with a password reads that from a file when it starts."""
+        """
+        A killed Redis leaves its socket; one with a password reads that from a file when it starts.
+
+        JobFailed where another process has its address.
+        """
         socket_of(self._folder).unlink(missing_ok=True)
         if self._settings:
+            must_be_free("redis_listen", self._settings.redis_listen)
             file = own_password_file(self._settings)
             with storing(self._users):
                 if not self._settings.redis_password_file and not file.exists():

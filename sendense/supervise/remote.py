@@ -14,8 +14,9 @@ SAY_SECONDS = 60.0
 class RemoteRedis:
     """The Redis of `settings.redis`. Whoever uses its client tells it how that went."""
 
-    def __init__(self, settings: Settings, note: Note) -> None:
-        self.url, self._note = settings.redis, note
+    def __init__(self, settings: Settings, note: Note, news: Note) -> None:
+        """`note` is told that it is away, `news` that it is back."""
+        self.url, self._note, self._news = settings.redis, note, news
         self.client = connect(self.url, retries=1, settings=settings)
         """For a supervisor, which has more to do than to wait."""
         self._since = self._said = 0.0
@@ -38,6 +39,6 @@ class RemoteRedis:
         """It did; whether it had not before."""
         if not self._since:
             return False
-        self._note(f"Redis at {self.url} answers again, after {show_seconds(time.monotonic() - self._since)}")
+        self._news(f"Redis at {self.url} answers again, after {show_seconds(time.monotonic() - self._since)}")
         self._since = self._said = 0.0
         return True

@@ -7,6 +7,7 @@ from pathlib import Path
 from sendense.exports import PROBE_EXPORT, Exports, host_and_port
 from sendense.supervise.child import Child
 from sendense.supervise.service import Budget, Note, Service
+from sendense.supervise.web import must_be_free
 from sendense.units import MiB
 
 ASK_SECONDS = 2.0
@@ -43,7 +44,9 @@ class Storage(Service):
         self._asked = 0.0
 
     def prepare(self) -> None:
-        """A killed daemon leaves its sockets."""
+        """A killed daemon leaves its sockets; JobFailed where another process has its address."""
+        if not self._address.startswith("/"):
+            must_be_free("exports_listen", self._address)
         listening = (Path(self._address),) if self._address.startswith("/") else ()
         for socket in (self.qmp_socket, self._watch_socket, *listening):
             socket.unlink(missing_ok=True)

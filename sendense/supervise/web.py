@@ -5,7 +5,7 @@ import socket
 import ssl
 import time
 
-from sendense.errors import SendenseError
+from sendense.errors import JobFailed, SendenseError
 from sendense.settings import host_and_port
 from sendense.supervise.child import Child
 from sendense.supervise.service import Budget, Note, Service
@@ -105,6 +105,13 @@ class Web(Service):
     def end(self) -> None:
         """End it."""
         self.child.end(END_SECONDS)
+
+
+def must_be_free(setting: str, listen: str) -> None:
+    """JobFailed, which names the setting, when nothing can listen at HOST:PORT now."""
+    if why := refusal(listen):
+        hint = f"End who listens there (ss -ltnp), or set {setting} to an address of this machine and a free port."
+        raise JobFailed(f"{setting} {listen}: {why}", hint)
 
 
 def refusal(listen: str) -> str:

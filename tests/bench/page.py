@@ -33,7 +33,7 @@ let before = performance.now();
 const frame = (now) => { frames_.push(now - before); before = now; requestAnimationFrame(frame); };
 requestAnimationFrame(frame);
 new PerformanceObserver((list) => tasks_.push(...list.getEntries().map((each) => each.duration)))
-  .observe({ type: 'longtask', buffered: true });
+  .observe({ type: 'longtask' });
 """
 
 TAKE = "const found = [frames_, tasks_]; window.frames_ = []; window.tasks_ = []; return found"

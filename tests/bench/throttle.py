@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from sendense.extents import Extent
 from sendense.jobs.ledger import Ledger, connect
@@ -34,6 +35,7 @@ SECONDS = 15.0
 """Of each measurement: at 1 MiB/s a request more or less is 7 %."""
 
 SETTLE_SECONDS = 3.0
+PATIENCE = 60.0
 ROUNDS = 15
 BYTES = 1 * GiB
 LIMITS = Limits(1 * MiB, 16, 30.0)
@@ -52,7 +54,7 @@ def read_for_ever(uri: str, redis_url: str, name: str) -> None:
 
     def take(length: int) -> float:
         nonlocal read
-        wait = throttle.take(length)
+        wait = throttle.take(length, PATIENCE)
         if not wait:
             read += length
             print(time.monotonic(), read, flush=True)
@@ -99,7 +101,7 @@ def accuracy(hub: Hub, uri: str, rate: int, seconds: float) -> dict[str, float]:
 def cost(hub: Hub, uri: str) -> dict[str, float]:
     """Times the duration without a throttle: one that has no limit; and the same measured against itself."""
     Throttles(hub.client).put_in_force(SITE, 0)
-    throttle = SiteThrottle(Ledger(connect(hub.url, retries=0)), SITE, "n/1")
+    asking = partial(SiteThrottle(Ledger(connect(hub.url, retries=0)), SITE, "n/1").take, patience=PATIENCE)
     connection = connect_nbd(parse(uri), 10.0)
 
     def free(length: int) -> float:
@@ -113,7 +115,7 @@ def cost(hub: Hub, uri: str) -> dict[str, float]:
     seconds(free)
     throttled, noise = [], []
     for _ in range(ROUNDS):
-        first, asked, second = seconds(free), seconds(throttle.take), seconds(free)
+        first, asked, second = seconds(free), seconds(asking), seconds(free)
         throttled.append(2 * asked / (first + second))
         noise.append(second / first)
     connection.close()

@@ -76,11 +76,11 @@ def test_list(points: Points, story: Story) -> None:
     full, incremental = _chain(story, 2)
     lines = points.lines()
     assert lines[0] == f"web01 (vm-42 of site oslo, {UUID})"
-    assert lines[1] == "point time mode disks size copied verified"
+    assert lines[1] == "point time mode disks size data verified"
     assert (lines[2].split()[0], lines[3]) == (full.id, "full, as the first")
-    assert "incr. 1 2.00 MiB 0 B never" in lines[4]
+    assert "incr 1 2.00 MiB 64.0 KiB never" in lines[4]
     story.repository.mark_verified(full, datetime(2026, 11, 24, 12, tzinfo=UTC))
-    assert points.lines()[2].endswith("24 Nov 26")
+    assert points.lines()[2].endswith("2026-11-24")
     assert max(map(len, points.run().stdout.splitlines())) <= 80
     lines = points.lines()
     assert points.lines(UUID) == points.lines("vm-42") == points.lines("WEB01") == points.lines("list") == lines

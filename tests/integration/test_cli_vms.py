@@ -189,7 +189,7 @@ def test_dry_run_that_is_interrupted(command: Command) -> None:
 
 
 def test_dry_run_names_the_job_at_work(command: Command, tmp_path: Path) -> None:
-    """While a job is at work on the VM, the dry run says which."""
+    """While a job is at work on the VM, the dry run says which; with no hub up it is listed so, and cancelled."""
     client, settings = command.site.client, {"config": command.site.config, "repository": tmp_path / "repository"}
     client.set(snapshot_seconds=600)
     try:
@@ -199,8 +199,15 @@ def test_dry_run_names_the_job_at_work(command: Command, tmp_path: Path) -> None
             assert time.monotonic() < deadline
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=10)
+        listed = command.lab.start("jobs", **settings)
+        assert "no hub is up here" in listed.communicate(timeout=60)[1]
+        cancelling = command.lab.start("jobs", "cancel", found["job"], **settings)
+        assert cancelling.stderr
+        while "is still at: " not in (said := cancelling.stderr.readline()):
+            assert said
     finally:
         client.set(snapshot_seconds=0)
+    assert cancelling.communicate(timeout=60)[0] == f"job {found['job']}: cancelled\n"
     assert found["mode"] == "full"
     assert command.lab.survivors() == []
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from sendense import pki
+from sendense.hub.folder import locked, service_lock
 from tests import receivers
 from tests.hub import open_hub
 from tests.integration.support import Lab
-from tests.servers import free_port
+from tests.servers import free_port, locked_by_another
 
 
 def config(folder: Path, text: str) -> Path:
@@ -83,6 +84,13 @@ def test_a_hub(lab: Lab, tmp_path: Path) -> None:
         error, hint = wrong(lab, config(tmp_path, f'{text}api_listen = "127.0.0.1:{port}"\n'))
         assert f"api_listen: 127.0.0.1:{port}: Address already in use" in error
         assert "Set api_listen to" in hint
+
+        (lab.state / "hub").mkdir(parents=True)
+        lock, own = service_lock(lab.state / "hub"), config(tmp_path, f'api_listen = "127.0.0.1:{port}"\n')
+        with locked(lock):  # as if this process were the hub
+            assert found(lab, own)["api_listen"] == f"127.0.0.1:{port}, of the hub that runs"
+        with locked_by_another(lock):
+            assert "Address already in use" in wrong(lab, own)[0]
     assert "exports_listen: 192.0.2.1:1" in wrong(lab, config(tmp_path, f'{text}exports_listen = "192.0.2.1:1"\n'))[0]
 
 

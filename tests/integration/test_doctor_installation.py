@@ -12,8 +12,10 @@ from typing import NamedTuple
 import psutil
 import pytest
 
+from sendense.hub.folder import service_lock
 from tests.backup import COMMAND_SECONDS, WAIT_SECONDS, edit_settings, patiently, small_disk
 from tests.machines import HUB, Machines, Service, environment, open_machines
+from tests.servers import locked_by_another, short_folder
 from tests.site import LabSite, open_site
 
 MiB = 2**20
@@ -44,10 +46,10 @@ class Clinic:
         known = {"config": self._config, **self.machines.hub_settings, **self._web, **settings}
         return self._doctor(HUB, ["--hub"], known, prefix)
 
-    def node(self, *prefix: str, **settings: object) -> Checked:
+    def node(self, *prefix: str, name: str = "alpha", **settings: object) -> Checked:
         """The check-up of the node."""
         known = {**self.machines.node_settings("alpha", "alpha"), **settings}
-        return self._doctor("alpha", ["--node", "--site", "lab", "--name", "alpha"], known, prefix)
+        return self._doctor("alpha", ["--node", "--site", "lab", "--name", name], known, prefix)
 
     def start(self) -> tuple[Service, Service]:
         """Have both run."""
@@ -149,6 +151,15 @@ def test_all_is_well(clinic: Clinic, running: tuple[Service, Service]) -> None:
         clinic.machines.command("nodes", "resume", "alpha")
 
 
+def test_another_hub_on_this_machine(clinic: Clinic, running: tuple[Service, Service]) -> None:
+    """What answers at the addresses of this hub is not taken for this hub."""
+    with short_folder() as folder:
+        (folder / "hub").mkdir()
+        with locked_by_another(service_lock(folder / "hub")):  # as of a hub that runs, and could not listen
+            found = clinic.hub(state_dir=folder)
+    assert (found.verdicts["api"], found.verdicts["flower"]) == ("port-taken", "port-taken")
+
+
 def test_what_is_wrong_at_a_node(clinic: Clinic, running: tuple[Service, Service], tmp_path: Path) -> None:
     """Settings that cannot work, a name that another node has, and a clock that is wrong."""
     password = tmp_path / "password"
@@ -167,6 +178,9 @@ def test_what_is_wrong_at_a_node(clinic: Clinic, running: tuple[Service, Service
         "node": "not-running",
     }
     assert clinic.node(state_dir=tmp_path).verdicts == {"node's name": "name-taken", "node": "not-running"}
+    found = clinic.node(name="vm")
+    assert found.verdicts == {"node": "not-running"}
+    assert "sendense doctor --node --name alpha" in found.fixes["node"]
     wrong = clinic.node("faketime", "-f", "+10m", DONT_FAKE_MONOTONIC=None).verdicts
     assert (wrong["clock"], wrong["lab: vCenter"]) == ("clock", "clock")
     assert clinic.node("faketime", "-f", "+9000d").verdicts["certificates"] == "certificate-ended"

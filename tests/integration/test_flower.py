@@ -183,7 +183,7 @@ def test_a_taken_port_ends_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None
         pages.service.end()
         other.bind((host, int(port)))
         other.listen()
-        supervise_until(pages, "its reason", lambda: "Address already in use" in " ".join(pages.notes))
+        supervise_until(pages, "its reason", lambda: "flower_listen" in pages.service.refused)
         other.close()
         supervise_until(pages, "Flower", pages.service.is_ready)
 

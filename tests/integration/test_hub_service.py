@@ -2,6 +2,7 @@
 
 import http.client
 import io
+import json
 import signal
 import socket
 import subprocess
@@ -153,6 +154,16 @@ def test_the_hub_as_a_service(one: OneHub) -> None:
 
     view = one.backups.backup("web01")  # by a command, which is a guest
     hub.wait_for(f"job {view.id}, backup of web01: succeeded", WAIT_SECONDS)
+
+    with short_folder() as elsewhere:  # as two hubs are after a state was brought back elsewhere
+        settings = environment({**one.settings, "state_dir": elsewhere})
+        for command in (["hub"], ["backup", "web01"]):
+            argv = [COMMAND[0], *command]
+            other = subprocess.run(argv, env=settings, capture_output=True, text=True, timeout=STOP_SECONDS)
+            assert other.returncode == 2, other.stderr
+            assert f"another hub has the repository {one.backups.root}: that of {one.backups.state} on" in other.stderr
+        assert one.backups.run("points", state_dir=elsewhere).status == 0
+        assert json.loads(one.backups.run("jobs", "--json", state_dir=elsewhere).stdout) == []
 
     hub.child("sendense.api").kill()
     hub.wait_for("API ended", WAIT_SECONDS)

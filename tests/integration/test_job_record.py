@@ -13,9 +13,10 @@ from sendense.coordinator import copying, run, submission
 from sendense.coordinator.context import Context, Done, Run, Waiting
 from sendense.coordinator.record import Jobs, Lease
 from sendense.coordinator.restore import give_name
-from sendense.errors import Cancelled, ClaimLost, Conflict, InputError, JobFailed
+from sendense.errors import Cancelled, ClaimLost, Conflict, InputError, JobFailed, TargetFull
 from sendense.extents import Extent
 from sendense.jobs import broker, presence
+from sendense.jobs.batch import failure_of
 from sendense.jobs.ledger import Ledger
 from sendense.jobs.patch import patch
 from sendense.jobs.plan import batch_of
@@ -93,7 +94,9 @@ def test_the_end_frees_the_locks(jobs: Jobs) -> None:
     view = jobs.find("aa")
     assert (view.state, bool(view.ended)) == ("failed", True)
     finish(jobs, "bb", "succeeded")
+    assert jobs.ids() == ["bb", "aa"]
     jobs.resume("aa", "inspect", Work(point="p"))
+    assert jobs.ids() == ["aa", "bb"]
     view = jobs.find("aa")
     assert (view.state, view.ended, view.outcome, view.error, view.work.point) == (
         "queued",
@@ -401,6 +404,25 @@ def test_verification_that_runs_twice(jobs: Jobs, hub: Hub) -> None:
     ledger.reopen("aa-2000", [record for record in ledger.records("aa-2000") if record.batch == 1])
     with pytest.raises(JobFailed, match="2 of 3 batches"):
         copying.records_of(context, disk, no_beat)
+
+
+def test_no_room_for_an_image(jobs: Jobs, hub: Hub, tmp_path: Path) -> None:
+    """Where the target is full, the job's error names the repository: the worker knows of the export alone."""
+    ledger = Ledger(hub.client)
+    context = Context(Settings(repository=tmp_path), ledger, jobs, broker.make_app(hub.url))
+    submit(jobs, "aa", "vm:1")
+    spec = JobSpec(id=planned(ledger), kind="copy", name="disk", source="nbd://s/", target="hub:job-aa", part_of="aa")
+    epoch = ledger.begin(spec)
+    ledger.take(spec.id, epoch, 1)
+    claim = ledger.claim(spec.id, 0, epoch, "w/1/a", LONG)
+    assert claim
+    exc = TargetFull("nbd://127.0.0.1/job-aa", 0, CLUSTER, "No space left on device")
+    assert ledger.release(claim, failure_of(exc, batch=0, worker="w/1/a"), 0, None, end_job=True)
+    work = Work(disks=[DiskWork(key=2000, copy_id=spec.id, image=str(tmp_path / "vm" / "disk-2000.qcow2"))])
+    run = Run(jobs.find("aa").model_copy(update={"work": work}), no_beat)
+    with pytest.raises(JobFailed, match=f"the file system of {tmp_path} is full: disk 2000: write nbd://") as caught:
+        copying.copy(lambda disk: spec, context, run)
+    assert f"df -h {tmp_path}" in caught.value.hint
 
 
 def test_close_spares_who_is_at_other_jobs(jobs: Jobs, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

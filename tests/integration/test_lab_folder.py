@@ -132,6 +132,9 @@ def test_commands() -> None:
         assert status["vm_knobs"] == {site.client.vm("web01").id: values}
         assert status["knobs"]["snapshot_seconds"] == 1.5
         assert status["fail_next"] == {"CreateSnapshot": ["FileFault"]}
+        assert lab(site, "set", "--vm", "web01", "read-errors=none").returncode == 0
+        assert site.client.status()["vm_knobs"][site.client.vm("web01").id]["read_errors"] == {}
+        assert "read-errors=some: no such value" in lab(site, "set", "read-errors=some").stderr
         assert "no such machine" in lab(site, "write", "nobody").stderr
         assert "2 machines have this name" in lab(site, "power", "test01", "off").stderr
 

@@ -1,5 +1,6 @@
 """A hub's metrics on real Redis, repositories, workers and sites: each cause counts once, and no answer hangs."""
 
+import math
 import os
 import signal
 import time
@@ -122,6 +123,7 @@ def test_each_cause_counts_once(hub: Hub, ledger: Ledger) -> None:
     ledger.delete(JOB)
     found, moving = tally.read(hub.client)
     assert found.moved == {("copy", "oslo", "sna1-copy"): BATCH + 500 + KiB}
+    assert (found.moved_by(["sna1-copy", "sna1-solo"]), found.moved_by(["sna1"])) == (BATCH + 500 + KiB, 0)
     assert found.retries == 2 + 1 + 1 + 3
     assert {verdict: count for verdict, count in found.stalls.items() if count} == {"no-greeting": 1, "claim-lapsed": 3}
     assert moving.keys() == {"oslo"}
@@ -201,6 +203,9 @@ def test_job_at_work(hub: Hub, ledger: Ledger) -> None:
     assert 100 <= found["sendense_no_progress_seconds"][("oslo",)] < 200
     assert 500 <= found["sendense_snapshot_age_seconds"][("oslo", VM.uuid, "web01")] < 600
     assert (found["sendense_jobs"][("running",)], found["sendense_jobs"][("queued",)]) == (1, 0)
+    assert found["sendense_routine_silence_seconds"] == {(): math.inf}
+    presence.say_routine(hub.client)
+    assert samples(Metrics(context).text())["sendense_routine_silence_seconds"][()] < 100
     ledger.renew(claim, LONG, 1000)
     assert samples(Metrics(context).text())["sendense_no_progress_seconds"][("oslo",)] < 100
     hub.client.hset("sendense:moving", "oslo", jobs.clock() - 50)

@@ -19,6 +19,7 @@ from sendense.notices import Told
 from sendense.receivers import Notices, Receiver
 from sendense.requests import BackupRequest, Work
 from sendense.service import delivery
+from sendense.service.figures import read_hub
 from sendense.service.webhook import Outcome
 from sendense.settings import Settings
 from tests import receivers
@@ -115,9 +116,10 @@ def test_every_way_that_a_job_ends(hub: Hub, hook: Webhook) -> None:
     delivery.deliver(context(hub, webhook=hook.url), no_beat)
     found = [(notice["job"]["id"], notice["kind"]) for notice in hook.notices()]
     assert found == [("aa", "job.failed"), ("bb", "job.different"), ("ee", "job.leftover"), ("ff", "job.leftover")]
+    assert [notice["job"]["point"] for notice in hook.notices()] == ["", "", "20261123T", ""]
     first = hook.notices()[0]
     assert (first["version"], first["hub"], first["hint"]) == (1, "hub01", "Start it.")
-    assert first["subject"] == 'backup of we"b��01: failed'
+    assert first["subject"] == f'backup of we"b��01: failed, site {VM.site}: connect: refused'
     assert "connect: refused" in first["text"]
     assert "sendense jobs resume aa" in first["commands"]
     assert (first["job"]["state"], first["job"]["error"]["message"]) == ("failed", "connect: refused")
@@ -173,6 +175,7 @@ def test_tried_again_in_order(hub: Hub, hook: Webhook) -> None:
         assert (view.count, view.attempts, [each.subject for each in view.waiting]) == (2, attempt, ["one", "two"])
         assert view.following
         waits.append(view.following.timestamp() - Jobs(hub.client).clock())
+        assert read_hub(told).notices["webhook"] > 0
         delivery.deliver(told, no_beat)  # too early
         make_due(hub, "webhook")
     assert view.error == "answered 500 Internal Server Error"
@@ -201,6 +204,8 @@ def test_given_up(hub: Hub, hook: Webhook, caplog: pytest.LogCaptureFixture) -> 
         ("two", False, ""),
         ("one", True, "answered 404 Not Found"),
     ]
+    figures = read_hub(told)
+    assert (figures.tally.given_up, figures.notices) == ({"webhook": 1}, {"webhook": 0})
     assert any("(one) by webhook is given up: answered 404" in record.getMessage() for record in caplog.records)
 
 
@@ -235,6 +240,63 @@ def test_each_receiver_by_itself(hub: Hub, hook: Webhook, box: Mailbox) -> None:
     delivery.deliver(context(hub, webhook=hook.url, **by_mail(box)), no_beat)
     assert box.subjects()[before:] == ["[sendense hub01] one", "[sendense hub01] two"]
     assert subjects(hook) == ["one", "two"]
+
+
+def test_one_recipient_later(hub: Hub, box: Mailbox) -> None:
+    """Who is greylisted gets it later, and those who have it do not get it again; nor does one who never will."""
+    before, names = len(box.mails()), [f"{name}@example.org" for name in "abc"]
+    told = context(hub, **(by_mail(box) | {"mail_to": names}))
+    say(hub, "one")
+    say(hub, "two")
+    for answer in ("450 later", "451 later"):
+        box.mood(refused=names[1:], answer=answer)
+        delivery.deliver(told, no_beat)
+        make_due(hub, "mail")
+    assert delivery.show(told).receivers[0].error == "refused b@example.org (451 later), c@example.org (451 later)"
+    box.mood(refused=names[2:], answer="450 later")
+    delivery.deliver(told, no_beat)
+    make_due(hub, "mail")
+    box.mood(refused=names[2:])
+    delivery.deliver(told, no_beat)
+    got = [(mail["Subject"].removeprefix("[sendense hub01] "), mail["X-Got"]) for mail in box.mails()[before:]]
+    assert got == [("one", names[0]), ("one", names[1]), ("two", ",".join(names[:2]))]
+    assert len({mail["Message-ID"] for mail in box.mails()[before:]}) == 2
+    (view,) = delivery.show(told).receivers
+    assert [(each.given_up, each.error) for each in view.told] == [
+        (False, "refused c@example.org (550 nobody of that name)"),
+        (False, "refused c@example.org (550 nobody of that name)"),
+    ]
+    box.mood()
+
+
+def test_a_fault(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of ours is an attempt as any other: it is shown, and made again later and later."""
+    told = context(hub, webhook="http://127.0.0.1:1/")
+    say(hub, "one")
+
+    def fault(*given: Any) -> Outcome:
+        raise UnicodeError("label too long")
+
+    monkeypatch.setitem(delivery.SENDERS, "webhook", cast(Any, fault))
+    for _ in range(2):
+        delivery.deliver(told, no_beat)
+    (view,) = delivery.show(told).receivers
+    assert (view.count, view.attempts, view.error) == (1, 1, "a fault: UnicodeError: label too long")
+    assert delivery.test(told)[0].error == "a fault: UnicodeError: label too long"
+
+
+def test_a_clock_that_is_put_back(hub: Hub, hook: Webhook) -> None:
+    """What waits for a time that no attempt is put off to is tried now."""
+    told = context(hub, webhook=hook.url)
+    say(hub, "one")
+    hook.answers = [500]
+    delivery.deliver(told, no_beat)
+    delivery.deliver(told, no_beat)
+    assert subjects(hook) == ["one"]
+    hub.client.hset("sendense:notices:to:webhook", "due", time.time() + 86_400)
+    delivery.deliver(told, no_beat)
+    assert subjects(hook) == ["one", "one"]
+    assert delivery.show(told).receivers[0].count == 0
 
 
 def test_bounded(hub: Hub, hook: Webhook) -> None:

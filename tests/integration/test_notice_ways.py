@@ -2,6 +2,8 @@
 
 import hashlib
 import hmac
+import logging
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +19,7 @@ from sendense.service.webhook import Outcome
 from tests import receivers
 from tests.mailserver import PASSWORD
 from tests.receivers import DRIPS, HANGS, Mailbox, Webhook, deaf
+from tests.repository import run
 from tests.servers import free_port
 
 NOTICE = Notice(
@@ -64,6 +67,57 @@ def test_a_webhook_gets_it(hook: Webhook, secret: Path) -> None:
     assert PASSWORD not in str(headers)
     assert webhook.post(Notices(webhook=hook.url), NOTICE) == Outcome()
     assert "Sendense-Signature" not in hook.got[1][0]
+
+
+def test_what_is_logged_of_it(hook: Webhook, caplog: pytest.LogCaptureFixture) -> None:
+    """A process that logs all that it is told, as the API does, logs no secret of a URL's path."""
+    with caplog.at_level(logging.INFO):
+        assert webhook.post(Notices(webhook=f"{hook.url}/s3cret"), NOTICE) == Outcome()
+    assert "s3cret" not in caplog.text
+
+
+@pytest.mark.parametrize("uri", ["https://xn--zzzzzz/", "http://host.invalid:9/[x]"])
+def test_a_host_that_cannot_be(uri: str) -> None:
+    """What only the library finds wrong about it is an outcome as any other."""
+    outcome = webhook.post(Notices(webhook=uri), NOTICE)
+    assert (bool(outcome.error), outcome.final) == (True, False)
+
+
+SILENT_DNS = """
+import socket, sys, time
+from sendense.notices import Notice
+from sendense.receivers import Notices
+from sendense.service import mail, webhook
+silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+silent.bind(("127.0.0.1", 53))
+webhook.WEBHOOK_SECONDS = webhook.STEP_SECONDS = mail.MAIL_SECONDS = 1.0
+began = time.monotonic()
+notice = Notice.model_validate_json(sys.argv[1])
+outcome = webhook.post(Notices(webhook="http://hooks.example.org/"), notice)
+silent.recv(512, socket.MSG_DONTWAIT)
+whom = dict(mail_to=["ops@example.org"], mail_from="hub@example.org", smtp="mail.example.org:25", smtp_security="none")
+mailed = mail.send(Notices(**whom), notice)
+silent.recv(512, socket.MSG_DONTWAIT)
+print(time.monotonic() - began, outcome.error, mailed.error, sep="|", flush=True)
+import os
+os._exit(0)
+"""
+
+
+def test_a_name_that_nobody_looks_up(tmp_path: Path) -> None:
+    """A name server that says nothing holds an attempt up no longer than any other silence."""
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:30 attempts:2\n")
+    (tmp_path / "dns").write_text("hosts: dns\n")
+    script = (
+        'ip link set lo up; mount --bind "$1/resolv.conf" "$(realpath /etc/resolv.conf)"; '
+        'mount --bind "$1/dns" /etc/nsswitch.conf; exec "$2" -c "$3" "$4"'
+    )
+    words = ("sh", tmp_path, sys.executable, SILENT_DNS, NOTICE.model_dump_json())
+    said = run("unshare", "--map-root-user", "--mount", "--net", "sh", "-ec", script, *words)
+    seconds, error, mailed = said.strip().split("|")
+    assert float(seconds) < 25.0, "two requests of 30 s each"
+    assert error.startswith("no ")
+    assert mailed == "was not done within 1 s"
 
 
 @pytest.mark.parametrize(
@@ -147,11 +201,24 @@ def test_mail(box: Mailbox, tls_folder: Path, secret: Path) -> None:
     assert "What to do\n  Look at the node.\n\n    sendense jobs show b46742f52c3c\n" in body
 
 
+def test_mail_as_it_is_stored() -> None:
+    """Whoever reads it raw reads whole words, in lines that end between two of them."""
+    text = f"read {'/long' * 30} offset=80609280 length=65536: {'an error of many words ' * 8}"
+    plain = NOTICE.model_copy(update={"subject": "backup of web01: failed", "text": text})
+    raw = mail.message(by_mail("localhost:25"), plain).as_string().replace("\r\n", "\n")
+    assert "Content-Transfer-Encoding: 7bit" in raw
+    assert f"\n  {'/long' * 30}\n  offset=80609280 length=65536: an error" in raw
+    endless = plain.model_copy(update={"text": "x" * 1500})
+    assert max(map(len, mail.message(by_mail("localhost:25"), endless).as_bytes().splitlines())) <= 78
+
+
 def test_mail_that_is_not_taken(box: Mailbox, tls_folder: Path, secret: Path) -> None:
     """Of several recipients those are told of that are refused; what may be taken later is not given up."""
     notices = settings_of(box, tls_folder, secret)
     box.mood(refused=["boss@example.org"])
     assert mail.send(notices, NOTICE) == Outcome(note="refused boss@example.org (550 nobody of that name)")
+    box.mood(refused=["boss@example.org"], answer="450 later")
+    assert mail.send(notices, NOTICE) == Outcome("refused boss@example.org (450 later)", left=("boss@example.org",))
     box.mood(refused=notices.mail_to)
     assert mail.send(notices, NOTICE).final
     box.mood("451 later", "554 no", "250 OK")

@@ -162,7 +162,13 @@ def test_jobs(up: Notifying, site: LabSite) -> None:
     assert patiently(lambda: len(up.box.mails()) >= before + 3, SOON_SECONDS)
     mails = up.box.mails()[before:]
     assert [mail["X-Sendense-Notice"] for mail in mails] == [each["id"] for each in (succeeded, failed, last)]
-    assert mails[1]["Subject"] == "[sendense hub01] backup of web01: failed"
+    assert mails[1]["Subject"].startswith(
+        "[sendense hub01] backup of web01: failed, site lab: disk 2000: read offset=3145728: "
+    )
+    assert "tried 3 times, the first of 2 places" in failed["text"]
+    assert "; said last, of one of them: nbdkit: " in failed["text"]
+    assert "newest good restore point" in mails[1].get_content()
+    assert "begun by no schedule; it is not tried again by itself" in mails[1].get_content()
     for command in failed["commands"]:  # as they stand in the mail, but for the one that would go on with the job
         if "resume" not in command:
             assert up.run(*command.split()[1:]).status == 0
@@ -195,8 +201,8 @@ def test_a_hub_that_is_killed(up: Notifying, site: LabSite) -> None:
 @contextmanager
 def unreadable(site: LabSite) -> Iterator[None]:
     """What the guest of web01 writes now cannot be read at the site: its backups fail."""
-    site.client.write("web01", 3 * MiB, b"x" * 65536)
-    site.client.set("web01", read_errors={"areas": [[3 * MiB, 4096]]})
+    site.client.write("web01", 3 * MiB, b"x" * 131072)
+    site.client.set("web01", read_errors={"areas": [[3 * MiB, 131072]]})
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
 """A transfer whose reads are held back: it waits without a stall, finds real ones, and leaves the rest when told to."""
 
+import re
 import time
 from pathlib import Path
 
@@ -7,10 +8,16 @@ import pytest
 
 from sendense.errors import ClaimLost, ConnectionLost, ReadStalled
 from sendense.extents import Extent, split
-from sendense.nbd.connect import connect
+from sendense.jobs.batch import run_batch
+from sendense.jobs.plan import batch_of
+from sendense.jobs.throttle import SiteThrottle
+from sendense.models import JobSpec, Survey
+from sendense.nbd.connect import Beat, Connection, connect
 from sendense.nbd.transfer import Limits, Outcome, Take, Transfer
 from sendense.nbd.uri import parse
+from sendense.settings import Settings
 from sendense.units import KiB, MiB
+from tests.hub import Hub, open_hub
 from tests.servers import Server, nbdkit
 
 SIZE = 2 * MiB
@@ -123,7 +130,7 @@ def test_reading_is_over(disk: Path, reads: int) -> None:
 
 
 def test_reading_is_over_with_reads_that_failed(disk: Path, tmp_path: Path) -> None:
-    """A read that failed and would be tried again is left with the rest: none is lost, none is given up."""
+    """A read that failed and would be tried again has failed; the rest is left, and none is lost."""
     trigger = tmp_path / "trigger"
     trigger.touch()
     options = ("error-pread=EIO", "error-pread-rate=100%", f"error-file={trigger}")
@@ -132,8 +139,11 @@ def test_reading_is_over_with_reads_that_failed(disk: Path, tmp_path: Path) -> N
         nbdkit("file", disk) as target,
     ):
         outcome = transfer(source, target, Paced(2).take, [])
-    assert (outcome.copied, outcome.failed) == (0, [])
-    assert sorted(outcome.left) == list(split([Extent(0, SIZE * 3 // 4)], REQUEST))
+    assert outcome.copied == 0
+    assert sorted(outcome.failed) == [
+        (extent, "Input/output error, tried 1 times") for extent in split([Extent(0, 2 * REQUEST)], REQUEST)
+    ]
+    assert sorted(outcome.left) == list(split([Extent(2 * REQUEST, SIZE * 3 // 4 - 2 * REQUEST)], REQUEST))
 
 
 def test_a_claim_that_is_lost_while_reads_are_held(disk: Path) -> None:
@@ -151,3 +161,73 @@ def test_a_claim_that_is_lost_while_reads_are_held(disk: Path) -> None:
         pytest.raises(ClaimLost),
     ):
         transfer(source, target, take, [])
+
+
+class HeldHandles(SiteThrottle):
+    """A process whose site lets two reads through for each batch, and then none."""
+
+    def __init__(self, hub: Hub) -> None:
+        super().__init__(hub.ledger, "oslo", "n1/1")
+        self._paced, self._open = Paced(0), list[Connection]()
+
+    def source(self, spec: JobSpec, beat: Beat) -> Connection:
+        """See `jobs.batch.Handles`, as for the others."""
+        self._paced = Paced(2, held=PATIENCE)
+        return self._connect(spec.source)
+
+    def target(self, spec: JobSpec, beat: Beat) -> Connection:
+        """The target."""
+        return self._connect(spec.target)
+
+    def throttle(self, spec: JobSpec) -> SiteThrottle:
+        """This."""
+        return self
+
+    def take(self, length: int, patience: float = 0.0) -> float:
+        """See `SiteThrottle`."""
+        return self._paced.take(length) or 0.0
+
+    def drop(self, spec: JobSpec) -> None:
+        """Close all."""
+        while self._open:
+            self._open.pop().close()
+
+    def words(self, spec: JobSpec) -> str:
+        """None are said."""
+        return ""
+
+    def lost(self, spec: JobSpec) -> None:
+        """None is."""
+
+    def _connect(self, uri: str) -> Connection:
+        self._open.append(connect(parse(uri), 10.0))
+        return self._open[-1]
+
+
+def test_a_disk_that_cannot_be_read_while_reads_are_held(disk: Path) -> None:
+    """Where nothing of a batch was stored and reads failed, that is an attempt, however little of it was allowed."""
+    settings = Settings(task_time_limit=1.0, retry_seconds=0.01, request_bytes=REQUEST)
+    with (
+        open_hub() as hub,
+        nbdkit("--filter=error", "pattern", f"size={SIZE}", "error-pread=EIO", "error-pread-rate=100%") as source,
+        nbdkit("file", disk) as target,
+    ):
+        spec = JobSpec(id="job1", kind="copy", name="disk", site="oslo", source=source.uri, target=target.uri)
+        hub.ledger.prepare(spec)
+        survey = Survey(size=SIZE, multi_conn=True, allocation=True, flush=True)
+        hub.ledger.write_plan(spec.id, survey, [batch_of([Extent(0, SIZE)])])
+        epoch, handles, said = hub.ledger.begin(spec), HeldHandles(hub), list[str]()
+        deadline = time.monotonic() + PATIENCE
+        while hub.ledger.take(spec.id, epoch, 1).state == "copying" and time.monotonic() < deadline:
+            said.append(run_batch(hub.ledger, handles, settings, spec.id, 0, epoch, f"n1/1/{len(said)}"))
+            handles.drop(spec)
+            time.sleep(0.1)
+            hub.ledger.sweep(spec.id, epoch, 9, 60.0, 60.0, 1.0)
+        progress = hub.ledger.progress(spec.id)
+        assert progress
+        assert progress.state == "failed"
+    assert [re.sub(" nbd.*", "", text) for text in said] == [
+        "to be tried again: ReadFailed: read",
+        "to be tried again: ReadFailed: read",
+        "failed: ReadFailed: read",
+    ]

@@ -199,6 +199,7 @@ def test_a_reader_only_looks(shown: Shown, browser: Browser) -> None:
     sign_in(browser, shown, shown.token("reader"))
     browser.wait_for("the jobs", lambda: "backup of web01" in browser.text)
     assert not browser.find(".title button")
+    assert "Times are those of this browser: " in browser.text
     browser.open(f"{shown.url}#/jobs/{job.id}")
     browser.wait_for("the map", lambda: browser.find(".disk .numbers") and states(browser)["done"] == 6)
     assert not browser.find(".actions button")
@@ -242,6 +243,7 @@ def test_a_job_ends(shown: Shown, browser: Browser, open_job: Callable[[ShownJob
     shown.hub.ledger.delete(job.copy())
     job.end("succeeded")
     browser.wait_for("the whole", lambda: states(browser)["done"] == 9)
+    assert "restore point" in browser.find(".facts")
     browser.run("location.reload()")
     browser.wait_for("the note", lambda: "It has no map any more" in browser.text)
     failed = shown.job("web04", 9)
@@ -252,6 +254,11 @@ def test_a_job_ends(shown: Shown, browser: Browser, open_job: Callable[[ShownJob
         "the error", lambda: browser.find(".trouble").split("\n\n") == ["disk 2000: no route", "Look at the switch."]
     )
     browser.wait_for("the way on", lambda: browser.find(".actions button") == "Resume")
+    assert "restore point" not in browser.find(".facts")
+    unread = shown.job("web07", 0)
+    browser.open(f"{shown.url}#/jobs/{unread.id}")
+    browser.wait_for("the disk", lambda: browser.find(".disk h2"))
+    assert not browser.run("return [...document.querySelectorAll('progress')].some(each => each.checkVisibility())")
 
 
 def test_names_are_text(shown: Shown, browser: Browser, open_job: Callable[[ShownJob], None]) -> None:

@@ -44,6 +44,12 @@ def test_restored(site: LabSite, backups: Backups, tmp_path: Path) -> None:
     assert same(raw, kept[2001])
     refused = backups.run("restore", point, raw, "--disk", "2001")
     assert (refused.status, "exists" in refused.error[0]) == (2, True)
+    folder = tmp_path / "one.disk"
+    folder.mkdir()
+    backups.succeeded(backups.run("restore", point, f"{folder}/", "--disk", "2001", "--json"))
+    assert same(folder / "disk-2001.qcow2", kept[2001])
+    nowhere = backups.run("restore", point, tmp_path / "nowhere", "--disk", "2001")
+    assert (nowhere.status, "nowhere: no such folder" in nowhere.error[0]) == (2, True), nowhere
     target = tmp_path / "target.qcow2"
     tool("qemu-img", "create", "-q", "-f", "qcow2", target, str(SIZE))
     with qemu_nbd(target, image_format="qcow2") as server:

@@ -2,7 +2,9 @@
 
 import math
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,9 +17,11 @@ import pytest
 from sendense.errors import JobFailed
 from sendense.jobs import presence
 from sendense.jobs.ledger import LedgerUnavailable
+from sendense.settings import Settings
 from sendense.supervise.child import Child
 from sendense.supervise.redis import PrivateRedis
 from sendense.supervise.service import Budget, Service
+from sendense.supervise.storage import Storage
 from sendense.supervise.worker import Worker
 from tests.servers import short_folder
 
@@ -118,6 +122,19 @@ def test_a_killed_worker_is_started_again(worker: Worker, redis: PrivateRedis, n
     assert worker.child.argv[-3:] == ["worker-1", "2", "site.one,site.two"]
 
 
+def test_a_worker_says_once_that_redis_is_away(worker: Worker, redis: PrivateRedis) -> None:
+    """In a line for each thing, however often it tries, without tracebacks and advice."""
+    kill(redis)
+    wait_for(lambda: "Cannot connect" in worker.child.log.read_text())
+    time.sleep(2.5)  # Celery tries again after 2 s
+    redis.supervise()
+    wait_for(lambda: presence.is_present(redis.client, "worker-1"))
+    lines = worker.child.log.read_text().splitlines()
+    assert [sum(words in line for line in lines) for words in ("broker lost", "Cannot connect")] == [1, 1]
+    assert all(re.match(r"\d{4}-\d\d-\d\d ", line) for line in lines)
+    assert not any(words in line for line in lines for words in ("Deprecation", "Trying again"))
+
+
 def test_a_worker_that_is_not_present_is_replaced(
     worker: Worker, redis: PrivateRedis, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +231,18 @@ def test_a_child_that_cannot_start_says_why(folder: Path, notes: list[str]) -> N
     with pytest.raises(JobFailed, match="the redis ended at once: ") as caught:
         service.wait()
     assert str(folder / "missing" / "redis.log") in caught.value.hint
+
+
+def test_an_address_that_another_process_has(folder: Path, notes: list[str]) -> None:
+    """Is named with its setting, of Redis and of the exports daemon."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        settings = Settings(state_dir=folder, redis_listen=address)
+        with pytest.raises(JobFailed, match=f"redis_listen {address}: Address already in use") as caught:
+            PrivateRedis(folder, notes.append, Budget(), settings).start()
+        assert "set redis_listen to" in caught.value.hint
+        with pytest.raises(JobFailed, match=f"exports_listen {address}: Address already in use"):
+            Storage(address, folder, notes.append, Budget()).start()
 
 
 TRACER = """

@@ -8,8 +8,12 @@ from contextlib import suppress
 import psutil
 import pytest
 
+from sendense.extents import Extent
+from sendense.jobs.claim import ClaimKeeper
 from sendense.jobs.ledger import Ledger, connect
-from sendense.jobs.throttle import CHUNK_SECONDS, STALE_SECONDS, SiteThrottle, Throttles
+from sendense.jobs.plan import batch_of
+from sendense.jobs.throttle import CHUNK_SECONDS, LOOK_SECONDS, STALE_SECONDS, TURN_SHARE, SiteThrottle, Throttles, Turn
+from sendense.models import JobSpec, Survey
 from sendense.units import KiB, MiB
 from tests.fleet import SITE, Fleet, Job, open_fleet, wait_for
 from tests.hub import Hub, open_hub
@@ -17,6 +21,9 @@ from tests.hub import Hub, open_hub
 REQUEST = 64 * KiB
 RATE = 4 * MiB
 """Bytes a second: what a busy machine copies as well."""
+
+LONG = 3600.0
+"""Seconds that a process may wait for what it is promised."""
 
 OVER = 1.1
 """Times its limit that a site may read."""
@@ -60,7 +67,7 @@ class Reader(threading.Thread):
     def run(self) -> None:
         """Read until told to end."""
         while not self._over.is_set():
-            if wait := self._throttle.take(REQUEST):
+            if wait := self._throttle.take(REQUEST, LONG):
                 self._over.wait(wait)
             else:
                 self.read += REQUEST
@@ -71,9 +78,11 @@ class Reader(threading.Thread):
         self.join(10.0)
 
 
-def ask(throttles: Throttles, name: str, since: str = "", useful: int = REQUEST) -> tuple[int, float, str]:
+def ask(
+    throttles: Throttles, name: str, since: str = "", useful: int = REQUEST, patience: float = LONG
+) -> tuple[int, float, str]:
     """Bytes that a process is promised, in how many seconds, and the limit's name."""
-    found = throttles.ask(SITE, name, 0, REQUEST, useful, since)
+    found = throttles.ask(SITE, name, 0, REQUEST, useful, since, patience)
     return found.bytes, found.wait, found.since
 
 
@@ -99,6 +108,39 @@ def test_a_chunk_is_shared(throttles: Throttles) -> None:
     assert ask(throttles, "b", useful=REQUEST + 1)[0] == REQUEST + 1
     throttles.put_in_force(SITE, REQUEST)
     assert ask(throttles, "a", useful=10**9)[0] == REQUEST
+
+
+def next_of(redis: Hub) -> bytes | None:
+    """When what is promised next may be read."""
+    return redis.client.hget(f"sendense:throttle:{SITE}", "next")  # type: ignore[return-value]
+
+
+def lined_up(throttles: Throttles, redis: Hub) -> bytes | None:
+    """The same, after so much was promised to another that it is in more than a minute."""
+    for _ in range(100):
+        ask(throttles, "a")
+    return next_of(redis)
+
+
+def test_no_promise_later_than_is_of_use(throttles: Throttles, redis: Hub) -> None:
+    """
+    A process whose batch may not wait for so long is promised nothing, and takes nobody's turn; it asks again, and is
+    promised what comes in time.
+    """
+    throttles.put_in_force(SITE, REQUEST)
+    line = lined_up(throttles, redis)
+    hasty = process(redis, "n/1")
+    for _ in range(2):
+        assert 0 < hasty.take(REQUEST, 1.0) <= LOOK_SECONDS + 0.1
+    assert ask(throttles, "b", patience=1.0)[0] == 0
+    assert next_of(redis) == line
+    assert throttles.look(SITE).holds
+    throttles.put_in_force(SITE, RATE)
+    reader = Reader(hasty)
+    try:
+        wait_for("its turn", lambda: reader.read)
+    finally:
+        reader.end()
 
 
 def test_no_debt_after_a_change(throttles: Throttles) -> None:
@@ -196,11 +238,32 @@ def test_what_was_promised_long_ago(throttles: Throttles, redis: Hub) -> None:
     """A process that did nothing for a while asks again: the limit may be much lower by then."""
     throttle = process(redis, "n/1")
     throttles.put_in_force(SITE, 1000 * RATE)
-    while not throttle.take(REQUEST):
+    while not throttle.take(REQUEST, LONG):
         pass
     throttles.put_in_force(SITE, REQUEST)
     time.sleep(STALE_SECONDS + 0.1)
-    assert [bool(throttle.take(REQUEST)) for _ in range(3)] == [False, True, True]
+    assert [bool(throttle.take(REQUEST, LONG)) for _ in range(3)] == [False, True, True]
+
+
+def test_a_turn_that_is_too_short(throttles: Throttles, redis: Hub) -> None:
+    """A batch that may be held for less than the others wait for ends its turn, and took nobody's."""
+    ledger, survey = redis.ledger, Survey(size=MiB, multi_conn=True, allocation=True, flush=True)
+    spec = JobSpec(id="job1", kind="copy", site=SITE, name="web01", source="", target="")
+    ledger.prepare(spec)
+    ledger.write_plan(spec.id, survey, [batch_of([Extent(0, MiB)])])
+    epoch = ledger.begin(spec)
+    ledger.take(spec.id, epoch, 1)
+    claim = ledger.claim(spec.id, 0, epoch, "n/1/a", LONG)
+    assert claim
+    throttles.put_in_force(SITE, REQUEST)
+    line = lined_up(throttles, redis)
+    keeper = ClaimKeeper(ledger, claim, LONG, LONG, time.monotonic())
+    turn = Turn(process(redis, "n/1"), keeper, spec.id, 0.5 * TURN_SHARE)
+    while wait := turn.take(REQUEST):
+        time.sleep(wait)
+    assert wait is None
+    assert turn.why == "held to 64.0 KiB/s by the throttle of site oslo"
+    assert next_of(redis) == line
 
 
 def copied(job: Job) -> int:

@@ -97,6 +97,22 @@ def test_what_is_in_force_goes_by_the_clock(context: Context) -> None:
     assert in_force(context) == {"oslo": 2 * MiB}
 
 
+def test_set_while_the_duty_is_at_it(context: Context) -> None:
+    """What is set or removed between two of the duty's steps is in force after its end."""
+    oslo, beats = Throttle(site="oslo", rate=MiB), 0
+
+    def beat() -> None:
+        nonlocal beats
+        beats += 1
+        if beats == 1:  # it has read the settings, and put nothing in force yet
+            throttling.remove(context, "oslo", "", no_beat)
+            throttling.set_rate(context, "bergen", ThrottleOrder(rate=2 * MiB), SITES, no_beat)
+
+    keep(context, oslo)
+    throttling.publish(context, beat)
+    assert in_force(context) == {"bergen": 2 * MiB}
+
+
 def test_settings_that_are_wrong(context: Context) -> None:
     """A time zone that the hub does not know, or a damaged file, leaves in force what was."""
     keep(context, Throttle(site="oslo", rate=MiB), Throttle(site="bergen", rate=MiB))
@@ -129,7 +145,7 @@ def test_set_and_removed(context: Context) -> None:
         order(MiB, band_at(context, 1, MiB))
     assert f"remove oslo --from {now.start} --to {now.end}" in caught.value.hint
     assert order(0, now).limit == 0
-    assert throttling.remove(context, "oslo", f"{now.start}-{now.end}", no_beat).limit == MiB
+    assert throttling.remove(context, "oslo", f"{now.start}-{now.end}@1,2,3,4,5,6,7", no_beat).limit == MiB
     with pytest.raises(NotFound, match=f"no limit from {now.start} to {now.end}") as gone:
         throttling.remove(context, "oslo", f"{now.start}-{now.end}", no_beat)
     assert f"{later.start}-{later.end}" in gone.value.hint
@@ -147,6 +163,11 @@ def test_what_is_refused(context: Context) -> None:
         throttling.set_rate(context, "oslo", ThrottleOrder(rate=MiB, timezone="Oslo"), SITES, no_beat)
     with pytest.raises(NotFound, match="site oslo: has no throttle"):
         throttling.remove(context, "oslo", "", no_beat)
+    keep(context, Throttle(site="oslo", rate=MiB, timezone="Mars/Base"))
+    with pytest.raises(NotFound, match="time zone 'Mars/Base'"):
+        throttling.set_rate(context, "oslo", ThrottleOrder(rate=2 * MiB), SITES, no_beat)
+    assert read_settings(context.repository.layout).throttles[0].rate == MiB
+    assert throttling.set_rate(context, "oslo", ThrottleOrder(rate=MiB, timezone="UTC"), SITES, no_beat).limit == MiB
     keep(context, Throttle(site="olso", rate=MiB))
     assert throttling.set_rate(context, "olso", ThrottleOrder(rate=2 * MiB), SITES, no_beat).limit == 2 * MiB
 

@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS = (
     {"sendense"},  # the version; and it loads the client for whoever names that
-    {"sendense.units", "sendense.lifeline", "sendense.beat"},
+    {"sendense.units", "sendense.lifeline", "sendense.beat", "sendense.wording"},
     {"sendense.errors"},
-    {"sendense.models", "sendense.extents", "sendense.retry", "sendense.files", "sendense.addresses"},
+    {"sendense.models", "sendense.extents", "sendense.retry", "sendense.files", "sendense.addresses", "sendense.times"},
     {"sendense.receivers"},
     {
         "sendense.settings",
@@ -43,7 +43,7 @@ ALLOWED = {
     "redis": {
         *("sendense.jobs.access", "sendense.jobs.ledger", "sendense.jobs.presence", "sendense.jobs.slots"),
         "sendense.jobs.throttle",
-        "sendense.jobs.tally",
+        *("sendense.jobs.tally", "sendense.jobs.clock"),
         *("sendense.coordinator.record", "sendense.coordinator.outbox"),
         "sendense.service.runs",
     },

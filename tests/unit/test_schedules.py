@@ -13,7 +13,7 @@ from sendense import occurrences
 from sendense.cli.schedule import add
 from sendense.errors import InputError, NotFound
 from sendense.models import VmRef
-from sendense.occurrences import WINDOW_GRACE, Overdue
+from sendense.occurrences import GRACE, Overdue
 from sendense.schedules import EveryHours, Schedule, Seen
 
 ZONES = (
@@ -189,13 +189,25 @@ def late(known: Schedule, now: str, point: str = "", since: datetime = LONG_AGO)
 
 
 def test_overdue_without_a_window() -> None:
-    """A nightly backup may take until noon; the next one is not waited for."""
+    """A backup may take until the next one, or for a day."""
     nightly = schedule("02:00")
-    assert late(nightly, "2026-11-03T13:59", "2026-11-02T02:01") == []
-    (found,) = late(nightly, "2026-11-03T14:01", "2026-11-02T02:01")
-    assert (found.vm, found.schedule, found.due) == (VM, "one", at("2026-11-03T14:00"))
-    assert late(schedule("00:00", hours=2), "2026-11-03T01:01", "2026-11-02T22:01")
-    assert not late(schedule("00:00", hours=2), "2026-11-03T00:59", "2026-11-02T22:01")
+    assert late(nightly, "2026-11-04T02:15", "2026-11-02T02:01") == []
+    (found,) = late(nightly, "2026-11-04T02:16", "2026-11-02T02:01")
+    assert (found.vm, found.schedule, found.due) == (VM, "one", at("2026-11-04T02:15"))
+    assert late(schedule("00:00", hours=2), "2026-11-03T02:16", "2026-11-02T22:01")
+    assert not late(schedule("00:00", hours=2), "2026-11-03T02:14", "2026-11-02T22:01")
+    weekly = schedule("02:00", days=[1])
+    assert late(weekly, "2026-11-03T02:16", "2026-10-26T02:01")
+    assert not late(weekly, "2026-11-03T02:14", "2026-10-26T02:01")
+
+
+def test_a_backup_that_takes_long_is_not_overdue() -> None:
+    """One that takes up to its whole period is well all the time, whose restore points are of its beginnings."""
+    hourly, day = schedule("00:00", hours=1), at("2026-11-03T00:00")
+    for minute in range(6 * 60):
+        now = day + timedelta(minutes=minute)
+        newest = (now - timedelta(minutes=59)).replace(minute=0, second=5)
+        assert occurrences.overdue([(hourly, [Seen(vm=VM, since=LONG_AGO)])], {VM.uuid: newest}, now) == []
 
 
 def test_overdue_with_a_window() -> None:
@@ -203,15 +215,15 @@ def test_overdue_with_a_window() -> None:
     weekly = schedule("22:00", until="06:00", days=[7])
     assert late(weekly, "2026-11-02T06:00", "2026-10-25T23:00") == []
     (found,) = late(weekly, "2026-11-02T07:00", "2026-10-25T23:00")
-    assert found.due == at("2026-11-02T06:00") + WINDOW_GRACE
+    assert found.due == at("2026-11-02T06:00") + GRACE
 
 
 def test_what_is_new_has_time() -> None:
     """Neither a new schedule nor a new VM is overdue before its first run is to be done; a paused one never is."""
-    assert late(schedule("02:00", since=at("2026-11-02T12:00")), "2026-11-03T13:00") == []
-    assert late(schedule("02:00", since=at("2026-11-02T12:00")), "2026-11-03T15:00")
-    assert late(schedule("02:00"), "2026-11-03T13:00", since=at("2026-11-02T12:00")) == []
-    assert late(schedule("02:00", paused=True), "2026-11-03T15:00") == []
+    assert late(schedule("02:00", since=at("2026-11-02T12:00")), "2026-11-04T02:00") == []
+    assert late(schedule("02:00", since=at("2026-11-02T12:00")), "2026-11-04T03:00")
+    assert late(schedule("02:00"), "2026-11-04T02:00", since=at("2026-11-02T12:00")) == []
+    assert late(schedule("02:00", paused=True), "2026-11-04T03:00") == []
 
 
 def test_each_vm_is_overdue_once() -> None:
@@ -242,7 +254,7 @@ def test_the_same_order() -> None:
         ({"daily": "02:00", "start": "01:00"}, "--from is for --every"),
         ({"daily": "02:00", "until": "soon"}, "--until soon"),
         ({"daily": "02:00", "vm": ""}, "name a VM, or give --all"),
-        ({"daily": "02:00", "every_vm": True}, "name a VM, or give --all"),
+        ({"daily": "02:00", "every_vm": True}, "web01 and --all exclude each other"),
         ({"daily": "02:00", "name": "a/b"}, "no name for a schedule"),
         ({"every": "5h"}, "--every 5h"),
         ({"weekly": "someday@02:00"}, "no days of the week"),

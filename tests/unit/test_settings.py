@@ -97,9 +97,9 @@ def test_what_cannot_be_meant_is_named(monkeypatch: pytest.MonkeyPatch, name: st
         ("hub.example:6379", "so it needs TLS: set tls_dir"),
         ("127.0.0.1:0", "0 is no port"),
         ("127.0.0.1:65536", "65536 is no port"),
-        ("127.0.0.1", "should match pattern"),
-        ("::1:6379", "should match pattern"),
-        ("a,b:1", "should match pattern"),
+        ("127.0.0.1", "is no HOST:PORT"),
+        ("::1:6379", "is no HOST:PORT"),
+        ("a,b:1", "is no HOST:PORT"),
     ],
 )
 def test_addresses(monkeypatch: pytest.MonkeyPatch, name: str, address: str, words: str) -> None:

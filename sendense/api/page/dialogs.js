@@ -20,11 +20,11 @@ export function open(heading, closed, ...children) {
   return dialog;
 }
 
-/** Whether the user says yes. */
+/** Whether the user says yes; no is what the dialog offers first. */
 export function ask(heading, text, yes, no) {
   return new Promise((resolve) => {
-    const decline = make("button", { type: "button", autofocus: true }, no);
-    const accept = make("button", { type: "button", className: "strong" }, yes);
+    const decline = make("button", { type: "button", className: "strong", autofocus: true }, no);
+    const accept = make("button", { type: "button" }, yes);
     const dialog = open(heading, (answer) => resolve(answer === "yes"),
       make("p", {}, text), make("div", { className: "actions" }, decline, accept));
     decline.addEventListener("click", () => dialog.close("no"));

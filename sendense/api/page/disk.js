@@ -21,6 +21,7 @@ export class Disk {
   #isGone = false;
   #hasSucceeded = false;
   #selected = -1;
+  #width = 0;
   #observers;
 
   /** `job`: its id; `place`: the disk's among its disks. */
@@ -65,6 +66,7 @@ export class Disk {
     else if (job.kind === "backup" || job.kind === "migrate") words.push(disk.mode);
     if (disk.parent) words.push(`built on ${disk.parent}`);
     if (disk.verified) words.push("verified");
+    if (job.state === "succeeded" && disk.progress && !disk.progress.batches) words.push("nothing to copy");
     if (disk.differences.length) words.push(`${count(disk.differences.length, "difference")} found`);
     write(this.facts, words.join(" · "));
     const part = verifying && disk.verification ? "verification" : "copying";
@@ -94,7 +96,9 @@ export class Disk {
       this.#say("It has no map any more: that is kept until a job succeeds, or is cleaned.");
       return;
     }
-    this.#redraw(this.#map.take(answer));
+    const changed = this.#map.take(answer);
+    if (changed === ALL) await new Promise((resolve) => setTimeout(resolve)); // of a large disk each takes its while
+    if (!signal.aborted) this.#redraw(changed);
   }
 
   /** The job was begun again: its map is there again. */
@@ -123,11 +127,16 @@ export class Disk {
     const wasHidden = this.body.hidden;
     this.body.hidden = !map.batches;
     if (!map.batches) return;
-    if (changed === ALL || wasHidden) this.drawing.lay(this.plane.clientWidth);
+    if (changed === ALL || wasHidden) this.#lay();
     else if (changed.length) this.drawing.draw(changed);
     else return;
     this.#legend();
     if (changed === ALL || changed.includes(this.#selected)) this.#describe();
+  }
+
+  #lay() {
+    this.#width = this.plane.clientWidth;
+    this.drawing.lay(this.#width);
   }
 
   #legend() {
@@ -205,12 +214,10 @@ export class Disk {
       this.#isSeen = entries.at(-1).isIntersecting;
     }, { rootMargin: "200px" });
     seen.observe(this.node);
-    let width = 0;
     const sized = new ResizeObserver(() => {
-      const now = this.plane.clientWidth;
-      if (!now || now === width || !this.#map.batches) return;
-      width = now;
-      this.drawing.lay(now);
+      const { clientWidth } = this.plane;
+      if (!clientWidth || clientWidth === this.#width || !this.#map.batches) return;
+      this.#lay();
       this.#select(this.#selected);
     });
     sized.observe(this.plane);

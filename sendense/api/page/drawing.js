@@ -1,9 +1,13 @@
-// Draws the cells of a map on a canvas: those that changed, and a bounded number in each frame.
+// Draws the cells of a map on a canvas: those that changed, and in each frame for a bounded time.
 
 import { ALL, DONE, FAILED, RUNNING, SENT, STATES, TODO } from "./map.js";
 
-/** Cells drawn in one frame: some milliseconds, and all of 50 000 within half a second. */
+/** Cells drawn in one frame: for so long and at most so many, as what is drawn is to be painted; 50 000 take half a second. */
+const FRAME_MILLISECONDS = 4;
 const CELLS_PER_FRAME = 2000;
+
+/** Cells between two looks at the time. */
+const CELLS_PER_LOOK = 100;
 
 /**
  * Sides of a cell in pixels, with the gap to the next one; the largest with which the map is not higher than HIGH is taken.
@@ -27,6 +31,8 @@ export class Drawing {
   side = SIDES[0];
   #context;
   #map;
+  /** All cells from this one on are to be drawn, and before it those in `#due`. */
+  #next = 0;
   #due = [];
   #isDue = new Uint8Array(0);
   #frame = 0;
@@ -53,8 +59,6 @@ export class Drawing {
     this.canvas.style.width = `${wide}px`;
     this.canvas.style.height = `${high}px`;
     this.#context.setTransform(scale, 0, 0, scale, 0, 0);
-    this.#isDue = new Uint8Array(batches);
-    this.#due = [];
     this.draw(ALL);
   }
 
@@ -66,15 +70,18 @@ export class Drawing {
 
   /** Have these cells drawn, or ALL. */
   draw(changed) {
-    const add = (batch) => {
-      if (!this.#isDue[batch]) {
+    if (changed === ALL) {
+      this.#next = 0;
+      this.#due = [];
+      this.#isDue = new Uint8Array(this.#map.batches);
+    } else {
+      for (const batch of changed) {
+        if (batch >= this.#next || this.#isDue[batch]) continue;
         this.#isDue[batch] = 1;
         this.#due.push(batch);
       }
-    };
-    if (changed === ALL) for (let batch = 0; batch < this.#map.batches; batch += 1) add(batch);
-    else changed.forEach(add);
-    if (this.#due.length && !this.#frame) this.#frame = requestAnimationFrame(() => this.#drawDue());
+    }
+    if (this.#isBehind && !this.#frame) this.#frame = requestAnimationFrame(() => this.#drawDue());
   }
 
   /** Where a cell is, in pixels from the canvas's corner. */
@@ -93,16 +100,23 @@ export class Drawing {
     cancelAnimationFrame(this.#frame);
   }
 
+  get #isBehind() {
+    return this.#due.length > 0 || this.#next < this.#map.batches;
+  }
+
   #drawDue() {
     this.#frame = 0;
     this.#palette ??= readPalette();
-    const now = this.#due.splice(0, CELLS_PER_FRAME);
-    for (const batch of now) {
+    const until = performance.now() + FRAME_MILLISECONDS;
+    let drawn = 0;
+    while (this.#isBehind && drawn < CELLS_PER_FRAME && (drawn % CELLS_PER_LOOK || performance.now() < until)) {
+      const batch = this.#due.length ? this.#due.pop() : this.#next++;
       this.#isDue[batch] = 0;
       this.#drawCell(batch);
+      drawn += 1;
     }
-    this.canvas.dataset.drawn = Number(this.canvas.dataset.drawn) + now.length;
-    if (this.#due.length) this.#frame = requestAnimationFrame(() => this.#drawDue());
+    this.canvas.dataset.drawn = Number(this.canvas.dataset.drawn) + drawn;
+    if (this.#isBehind) this.#frame = requestAnimationFrame(() => this.#drawDue());
   }
 
   #drawCell(batch) {
@@ -114,8 +128,10 @@ export class Drawing {
     const owner = this.#map.owners[batch];
     const { only } = this;
     const isShown = !only || (only.worker ? only.worker === owner : only.state === state);
-    context.clearRect(x, y, side, side);
-    context.globalAlpha = isShown ? 1 : 0.15;
+    if (!isShown) {
+      context.clearRect(x, y, side, side);
+      context.globalAlpha = 0.15;
+    }
     context.fillStyle = this.#colour(state, owner);
     context.fillRect(x, y, size, size);
     if (side >= LEAST_MARKED) this.#mark(state, x, y, size);

@@ -6,10 +6,12 @@ import { fill, make, write } from "./dom.js";
 import { pace } from "./poll.js";
 import { Bar } from "./progress.js";
 import { moment } from "./units.js";
-import { Chip, took } from "./words.js";
+import { Chip, began, took } from "./words.js";
 
 /** Between two looks at a job that has ended: somebody may resume it. */
 const ENDED_SECONDS = 5;
+
+const CANCELLING = "What it made is cleaned up. Batches that are stored stay, and are not copied again when the job is resumed; those under way are, up to 128 MiB for each process.";
 
 /** Lines of the history that are shown; all of it: `sendense jobs events`. */
 const MOST_EVENTS = 300;
@@ -80,7 +82,7 @@ export class JobView {
     this.body.hidden = false;
     write(this.heading, job.name);
     this.chip.update(job);
-    const words = [`job ${job.id}`, `submitted ${moment(job.created)}`];
+    const words = [`job ${job.id}`, `submitted ${moment(job.created)}`, began(job)].filter(Boolean);
     const time = took(job, this.#page.hub.now());
     if (time) words.push(`${job.ended ? "took" : "for"} ${time}`);
     if (job.point) words.push(`restore point ${job.point}`);
@@ -143,7 +145,7 @@ export class JobView {
   }
 
   async #cancel() {
-    const sure = await ask("Cancel this job?", "What it made is cleaned up. What is stored stays, and is not copied again when the job is resumed.", "Cancel the job", "Let it run");
+    const sure = await ask("Cancel this job?", CANCELLING, "Cancel the job", "Let it run");
     if (sure) await this.#act("cancel", "is to be cancelled");
   }
 

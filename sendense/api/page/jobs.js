@@ -4,7 +4,7 @@ import { fill, make, write } from "./dom.js";
 import { Bar } from "./progress.js";
 import { startBackup } from "./start.js";
 import { moment } from "./units.js";
-import { Chip, took } from "./words.js";
+import { Chip, began, took } from "./words.js";
 
 const PAGE = 20;
 const LOOK_SECONDS = 2;
@@ -50,7 +50,7 @@ export class JobsView {
       write(name, job.name);
       chip.update(job);
       const time = took(job, this.#page.hub.now());
-      write(facts, [job.id, moment(job.created), time].filter(Boolean).join(" · "));
+      write(facts, [job.id, moment(job.created), began(job), time].filter(Boolean).join(" · "));
       bar.update(job.ended ? null : job.progress, { live: true, waiting: job.paused ? "paused" : "waiting" });
       error.hidden = !job.error;
       write(error, job.error?.message ?? "");

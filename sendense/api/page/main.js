@@ -9,6 +9,7 @@ import { NodesView } from "./nodes.js";
 import { PointsView } from "./points.js";
 import { Poll } from "./poll.js";
 import { SignIn } from "./signin.js";
+import { zone } from "./units.js";
 
 const TOKEN = "sendense-token";
 const part = (id) => document.getElementById(id);
@@ -31,6 +32,7 @@ class Page {
       event.preventDefault();
       part("main").focus();
     });
+    write(part("zone"), `Times are those of this browser: ${zone()}.`);
     const token = sessionStorage.getItem(TOKEN);
     if (!token) {
       this.#leave(null);

@@ -39,7 +39,7 @@ export class CopyMap {
     this.cursor = answer.cursor;
     const resized = answer.batches !== this.batches;
     if (resized) this.#resize(answer.batches);
-    const touched = new Set();
+    const touched = [];
     if (answer.whole) this.#takeWhole(answer.whole, touched);
     for (const [worker, batches] of Object.entries(answer.stored)) {
       const place = this.#place(worker);
@@ -74,9 +74,10 @@ export class CopyMap {
   }
 
   #resize(batches) {
-    const grown = (before, kind) => {
+    const before = this.states.length;
+    const grown = (array, kind) => {
       const found = new kind(batches);
-      found.set(before.subarray(0, batches));
+      found.set(array.subarray(0, batches));
       return found;
     };
     this.states = grown(this.states, Uint8Array);
@@ -85,7 +86,9 @@ export class CopyMap {
     this.batches = batches;
     this.counts = [0, 0, 0, 0, 0, 0];
     this.byWorker = this.workers.map(() => 0);
-    for (let batch = 0; batch < batches; batch += 1) {
+    const kept = Math.min(before, batches);
+    this.counts[TODO] = batches - kept;
+    for (let batch = 0; batch < kept; batch += 1) {
       this.counts[this.states[batch]] += 1;
       if (this.owners[batch]) this.byWorker[this.owners[batch] - 1] += 1;
     }
@@ -102,17 +105,17 @@ export class CopyMap {
   #store(batch, place, touched) {
     if (batch >= this.batches || this.#stored[batch] === place) return;
     this.#stored[batch] = place;
-    touched.add(batch);
+    touched.push(batch);
   }
 
   #takePending(pending, touched) {
-    for (const batch of this.#pending.keys()) touched.add(batch);
+    for (const batch of this.#pending.keys()) touched.push(batch);
     this.#pending = new Map();
     this.moved = new Map();
     const enter = (batch, state, place) => {
       if (batch >= this.batches) return;
       this.#pending.set(batch, [state, place]);
-      touched.add(batch);
+      touched.push(batch);
     };
     const runs = [[pending.sent, SENT], [pending.waiting, WAITING], [pending.failed, FAILED]];
     for (const [found, state] of runs) {

@@ -6,12 +6,15 @@ import { bytes, count, seconds } from "./units.js";
 /** The rate is the mean over so long: shorter jumps about, longer hides a stall. */
 const RATE_MILLISECONDS = 10_000;
 
+/** A copy of which nothing is heard for so long stands still: until then its rate is not known. */
+const SURE_MILLISECONDS = 5_000;
+
 /** Bytes stored, and those under way. */
 function moved(progress) {
   return Math.min(progress.data, progress.done + progress.active.reduce((sum, each) => sum + each.done, 0));
 }
 
-/** A bar with its words; `update` takes a Progress, or null while there is none. */
+/** A bar with its words, there once `update` is given a Progress with a plan. */
 export class Bar {
   #samples = [];
 
@@ -22,19 +25,19 @@ export class Bar {
   }
 
   update(progress, { live, waiting = "waiting" } = {}) {
-    this.node.hidden = !progress;
-    if (!progress) {
+    this.node.hidden = !progress?.batches;
+    if (this.node.hidden) {
       this.#samples = [];
       return;
     }
     const done = live ? moved(progress) : progress.done;
-    const share = progress.data ? done / progress.data : progress.batches === progress.batches_done ? 1 : 0;
+    const share = progress.data ? done / progress.data : progress.batches_done / progress.batches;
     const rounded = Math.floor(share * 1000) / 1000;
     if (this.bar.value !== rounded) this.bar.value = rounded;
     const words = [`${bytes(done)} of ${bytes(progress.data)}`];
     if (live) {
       const rate = this.#rate(progress.copied);
-      words.push(`${bytes(rate)}/s`, rate ? `${seconds((progress.data - done) / rate)} left` : waiting);
+      if (rate !== null) words.push(`${bytes(rate)}/s`, rate ? `${seconds((progress.data - done) / rate)} left` : waiting);
     }
     words.push(`batch ${progress.batches_done.toLocaleString("en")}/${progress.batches.toLocaleString("en")}`);
     if (progress.failed) words.push(`${count(progress.failed, "batch", "batches")} given up`);
@@ -43,13 +46,14 @@ export class Bar {
     write(this.words, words.join(", "));
   }
 
+  /** Bytes a second; null while that is not known. */
   #rate(copied) {
     const now = performance.now();
     const samples = this.#samples;
     if (samples.length && copied < samples.at(-1)[1]) samples.length = 0; // another phase began
     samples.push([now, copied]);
     while (now - samples[0][0] > RATE_MILLISECONDS && samples.length > 2) samples.shift();
-    const passed = (now - samples[0][0]) / 1000;
-    return passed ? (copied - samples[0][1]) / passed : 0;
+    const [passed, moved] = [now - samples[0][0], copied - samples[0][1]];
+    return moved || passed >= SURE_MILLISECONDS ? (moved * 1000) / passed : null;
   }
 }

@@ -33,6 +33,14 @@ export function moment(text, withSeconds = false) {
   return `${day} ${clock}${withSeconds ? `:${two(time.getSeconds())}` : ""}`;
 }
 
+/** What `moment` counts in: "Europe/Oslo, GMT+1". */
+export function zone() {
+  const format = new Intl.DateTimeFormat("en", { timeZoneName: "shortOffset" });
+  const offset = format.formatToParts().find((part) => part.type === "timeZoneName").value;
+  const { timeZone } = format.resolvedOptions();
+  return timeZone === "UTC" ? timeZone : `${timeZone}, ${offset}`;
+}
+
 /** "1 batch", "2 batches". */
 export function count(number, one, many = `${one}s`) {
   return `${number.toLocaleString("en")} ${number === 1 ? one : many}`;

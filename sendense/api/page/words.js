@@ -1,7 +1,7 @@
 // What a job is at, in the words of `sendense jobs`.
 
 import { make, write } from "./dom.js";
-import { seconds } from "./units.js";
+import { moment, seconds } from "./units.js";
 
 /** Its state, or the step that it is at. */
 export function standing(job) {
@@ -33,6 +33,12 @@ export class Chip {
     write(this.sign, SIGNS[found]);
     write(this.text, standing(job));
   }
+}
+
+/** When it began, the last time that it was resumed; empty where that is not another minute than when it was submitted. */
+export function began(job) {
+  const time = job.started && moment(job.started);
+  return time && time !== moment(job.created) ? `began ${time}` : "";
 }
 
 /** How long it has taken so far, or took; empty before it began. `now`: milliseconds by the hub's clock. */

@@ -13,7 +13,7 @@ for _, batch in ipairs(redis.call('HKEYS', key('failed'))) do
 end
 redis.call('DEL', key('failed'), key('owners'), key('progress'), key('attempts'), key('workers'))
 redis.call('HSET', key('job'), 'spec', ARGV[1], 'state', 'copying', 'began', now,
-  'already_done', get('done') or 0, 'copied', 0, 'retries', 0, 'stalls', 0)
+  'already_done', get('done') or 0, 'copied', 0, 'again', 0, 'retries', 0, 'stalls', 0)
 redis.call('HDEL', key('job'), 'ended', 'paused', 'planner')
 touch()
 return redis.call('HINCRBY', key('job'), 'epoch', 1)

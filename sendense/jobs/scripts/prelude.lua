@@ -16,7 +16,8 @@ local function owner_of(batch) return redis.call('HGET', key('owners'), batch) e
 local function tell(batch, worker) -- of a batch that is stored from now on; without a worker: not any more
   redis.call('XADD', key('changes'), 'MAXLEN', '~', 4000, '*', 'batch', batch, 'worker', worker)
 end
-local function unclaim(batch)
+local function unclaim(batch) -- what was moved of it, unless it is recorded, has to be moved again
+  add('again', redis.call('HGET', key('progress'), batch) or 0)
   redis.call('ZREM', key('claims'), batch)
   redis.call('HDEL', key('owners'), batch)
   redis.call('HDEL', key('progress'), batch)
@@ -28,7 +29,6 @@ local function report(batch, copied)
     local worker = string.match(owner_of(batch), '^[^/]*')
     add('copied', copied - before)
     redis.call('HINCRBY', key('workers'), worker, copied - before)
-    redis.call('HINCRBY', 'sendense:moved', worker, copied - before)
     local spec = spec_now()
     tally(string.format('bytes/%s/%s/%s', spec.kind, spec.site, worker), copied - before)
     redis.call('HSET', 'sendense:moving', spec.site, now)

@@ -7,6 +7,7 @@ if owner_of(batch) ~= owner then
   return redis.call('HGET', key('writers'), batch) == owner and 1 or 0
 end
 report(batch, tonumber(ARGV[4]))
+redis.call('HDEL', key('progress'), batch)
 unclaim(batch)
 redis.call('HSET', key('done'), batch, ARGV[3])
 redis.call('HSET', key('writers'), batch, owner)

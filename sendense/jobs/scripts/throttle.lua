@@ -7,9 +7,9 @@
 -- read, by the second. ARGV: what to do, and then
 --   set   rate: begins anew when it is not what it was: nobody owes anything for what another rate promised
 --   ask   process, bytes read since it last asked, bytes that it needs, bytes that it can use, seconds of a chunk,
---         `since` of a promise that it waits for (else empty).
+--         `since` of a promise that it waits for (else empty), seconds after which a promise is of no use to it.
 --         Returns {rate, since, processes, bytes promised, microseconds until they may be read}; no bytes are promised
---         without a limit, or while the process waits for a promise that still stands
+--         without a limit, while the process waits for a promise that still stands, or later than is of use
 --   look  Returns {rate, microseconds since somebody was told to wait, bytes read in the last ten whole seconds}
 -- The clock is Redis's own.
 local act, at = ARGV[1], KEYS[1]
@@ -59,6 +59,10 @@ local chunk = math.max(needed, math.min(useful, math.floor(rate * chunk_seconds 
 local from = number('next')
 if now < number('seen') then from = now end
 from = math.max(from, now - 2 * chunk_seconds)  -- what nobody reads is lost, but for what a busy machine misses
+if from - now > tonumber(ARGV[8]) then
+  redis.call('HSET', at, 'held', now)
+  return {rate, since, processes, 0, 0}
+end
 redis.call('HSET', at, 'next', from + chunk / rate, 'seen', now)
 if from - now > chunk_seconds / 10 then redis.call('HSET', at, 'held', now) end
 return {rate, since, processes, chunk, math.max(0, from - now) * 1000000}

@@ -1,0 +1,312 @@
+"""A hub's look at its schedules, when sites are silent or go away, and users change things in the middle of it."""
+
+import json
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from sendense.coordinator import asking
+from sendense.coordinator.context import Context
+from sendense.coordinator.outbox import Outbox
+from sendense.coordinator.record import Jobs
+from sendense.errors import ClaimLost
+from sendense.hub.host import ROUTINE_PROCESSES
+from sendense.jobs import presence
+from sendense.jobs.broker import make_app
+from sendense.jobs.presence import Worker
+from sendense.jobs.queues import control_queue
+from sendense.models import VmRef
+from sendense.nbd.connect import Beat, no_beat
+from sendense.repository.settings import change_settings
+from sendense.schedules import Run, Schedule, Seen, Standing, Turn
+from sendense.service import attendance, routine
+from sendense.service.routine import DUTIES, Duty
+from sendense.service.runs import Runs
+from sendense.service.scheduling import attend
+from sendense.settings import Settings, load_settings
+from sendense.supervise.beat import SILENCE_SECONDS
+from tests.hub import Hub, open_hub
+from tests.repository import VM, Story
+from tests.site import LabSite, MiB, open_site
+
+NAME = "nights"
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[LabSite]:
+    """Small VMs."""
+    with open_site(vms=1, disks=1, disk_size=16 * MiB) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    """A Redis, without anybody who does the jobs."""
+    with open_hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Story:
+    """The hub's repository."""
+    return Story(tmp_path / "points")
+
+
+@pytest.fixture
+def context(hub: Hub, story: Story, tmp_path: Path) -> Context:
+    """A hub that knows no site itself."""
+    hub.client.flushall()
+    return context_of(hub, Settings(state_dir=tmp_path, repository=story.repository.layout.root))
+
+
+@pytest.fixture
+def beside(context: Context, hub: Hub, site: LabSite, monkeypatch: pytest.MonkeyPatch) -> Context:
+    """The same hub with the site in its settings."""
+    monkeypatch.setenv("SENDENSE_CONFIG", str(site.config))
+    sites = load_settings().sites
+    return context_of(hub, context.settings.model_copy(update={"sites": sites}))
+
+
+def context_of(hub: Hub, settings: Settings) -> Context:
+    """The parts of a hub."""
+    return Context(settings, hub.ledger, Jobs(hub.client), make_app(hub.url))
+
+
+def now_of(context: Context) -> datetime:
+    """The time, by Redis."""
+    return datetime.fromtimestamp(context.jobs.clock(), UTC)
+
+
+def schedule_of(context: Context, site: str, name: str = NAME, vm: VmRef | None = None, **fields: object) -> Schedule:
+    """One of which a run was due a minute ago."""
+    now = now_of(context)
+    due = f"{now - timedelta(minutes=1):%H:%M}"
+    schedule = Schedule(name=name, site=site, vm=vm, at=due, at_once=100, since=now - timedelta(days=3))
+    return schedule.model_copy(update=fields)
+
+
+def enter(context: Context, *schedules: Schedule) -> None:
+    """These are the hub's schedules."""
+    layout = context.repository.layout
+    change_settings(layout, lambda known: known.model_copy(update={"schedules": list(schedules)}))
+
+
+def under_way(context: Context, schedule: Schedule, *vms: VmRef, **fields: object) -> None:
+    """A run of it has begun, in which these VMs wait."""
+    enter(context, schedule)
+    now = now_of(context)
+    run = Run(schedule=schedule, start=now - timedelta(minutes=1), began=now, turns=[Turn(vm=vm) for vm in vms])
+    run = run.model_copy(update=fields)
+    Runs(context.ledger.client).put(schedule.name, "", Standing(run=run))
+
+
+def look(context: Context, name: str = NAME, beat: Beat = no_beat) -> Run:
+    """One look at all schedules; the run of this one afterwards."""
+    attend(context, beat)
+    run = Runs(context.ledger.client).get(name)[0].run
+    assert run
+    return run
+
+
+def vm_of(number: int, site: str = "oslo") -> VmRef:
+    """A VM that no site has."""
+    uuid = f"00000000-0000-0000-0000-{number:012}"
+    return VmRef(site=site, moref=f"vm-{number}", uuid=uuid, name=f"web{number:02}")
+
+
+def refs(site: LabSite) -> list[VmRef]:
+    """The site's VMs."""
+    return [VmRef(site="lab", moref=vm.id, uuid=vm.instance_uuid, name=vm.name) for vm in site.client.vms()]
+
+
+def announce(hub: Hub, site: str) -> None:
+    """A control worker of that site lives."""
+    presence.announce(hub.client, Worker(name=f"{site}-control", queues=[control_queue(site)], processes=1))
+
+
+def told(hub: Hub) -> list[str]:
+    """The notices so far."""
+    return [entry.body for entry in Outbox(hub.client).behind("0-0")]
+
+
+def test_a_vm_without_its_configuration(beside: Context, site: LabSite) -> None:
+    """It is left out, the others have their turns, and once its datastore is away it is still missed."""
+    lost, *others = refs(site)
+    enter(beside, schedule := schedule_of(beside, "lab"))
+    runs = Runs(beside.ledger.client)
+    seen = Seen(vm=lost, since=schedule.since)
+    runs.put_seen(NAME, {lost.uuid: seen})
+    site.client.set(lost.name, inaccessible=True)
+    try:
+        run = look(beside)
+    finally:
+        site.client.set(lost.name, inaccessible=False)
+    assert {turn.vm.moref: turn.state for turn in run.turns} == {lost.moref: "left out"} | {
+        vm.moref: "begun" for vm in others
+    }
+    found = runs.seen(NAME)
+    assert found
+    assert found[lost.uuid] == seen
+    assert found.keys() == {vm.uuid for vm in (lost, *others)}
+
+
+def test_what_keeps_a_look_from_its_end_is_shown(context: Context) -> None:
+    """An error is in the schedule's standing until it is over, and the other schedules are looked at."""
+    broken = schedule_of(context, "oslo", timezone="Mars/Olympus")
+    enter(context, broken, schedule_of(context, "oslo", "other"))
+    look(context, "other")
+    runs = Runs(context.ledger.client)
+    assert "Mars/Olympus" in runs.get(NAME)[0].trouble
+    enter(context, broken.model_copy(update={"timezone": "UTC"}))
+    look(context)
+    assert runs.get(NAME)[0].trouble == ""
+
+
+def test_a_worker_that_goes_in_the_middle_of_a_look(context: Context, beside: Context, hub: Hub, site: LabSite) -> None:
+    """The VMs that it could not be asked for wait for it: none is left out."""
+    under_way(context, schedule_of(context, "lab"), *refs(site))
+    announce(hub, "lab")
+    ended = threading.Event()
+
+    def answer_once() -> None:
+        while not ended.wait(0.02):
+            for key in hub.client.scan_iter("sendense:asked:*"):
+                presence.withdraw(hub.client, "lab-control")
+                asking.answer(beside, key.decode().rpartition(":")[2])
+                return
+
+    thread = threading.Thread(target=answer_once)
+    thread.start()
+    try:
+        run = look(context)
+    finally:
+        ended.set()
+        thread.join(30)
+    assert [turn.state for turn in run.turns] == ["begun"] + ["waiting"] * (len(run.turns) - 1)
+    assert "nobody there speaks" in run.turns[-1].note
+    assert not run.ended
+
+
+def test_a_node_that_refuses(beside: Context, hub: Hub, site: LabSite, tmp_path: Path) -> None:
+    """A VM that is gone is left out; that a site's password is not there is a failure, and told."""
+    here, gone = refs(site)[0], vm_of(1, "lab")
+    under_way(beside, schedule_of(beside, "lab"), here, gone)
+    assert [turn.state for turn in look(beside).turns] == ["begun", "left out"]
+    assert told(hub) == []
+
+    hub.client.flushall()
+    sites = {"lab": beside.settings.sites["lab"].model_copy(update={"password_file": tmp_path / "none"})}
+    locked = context_of(hub, beside.settings.model_copy(update={"sites": sites}))
+    under_way(locked, schedule_of(locked, "lab"), here)
+    (turn,) = look(locked).turns
+    assert (turn.state, str(tmp_path / "none") in turn.note) == ("failed", True)
+    assert here.name in "".join(told(hub))
+
+
+def test_a_silent_site_is_asked_once(context: Context, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All schedules go by what one has found."""
+    monkeypatch.setattr(attendance, "SITE_SECONDS", 0.1)
+    monkeypatch.setattr(attendance, "PATIENT_SECONDS", 0.0)
+    announce(hub, "oslo")
+    names = ["one", "two", "three"]
+    enter(context, *(schedule_of(context, "oslo", name, vm_of(number)) for number, name in enumerate(names)))
+    runs = [look(context, name) for name in names]
+    assert hub.client.llen(control_queue("oslo")) == 1
+    assert [turn.state for run in runs for turn in run.turns] == ["waiting"] * 3
+    assert all("did not answer" in turn.note for run in runs for turn in run.turns)
+
+
+def test_each_duty_has_its_process() -> None:
+    """None waits for another."""
+    assert len(DUTIES) == ROUTINE_PROCESSES
+
+
+def test_resumed_after_its_run(context: Context) -> None:
+    """What was under way when a schedule was paused does not go on when it is resumed: that begins anew."""
+    old = schedule_of(context, "oslo", at=f"{now_of(context) + timedelta(hours=2):%H:%M}")
+    under_way(context, old.model_copy(update={"paused": True}), vm_of(1))
+    assert [turn.state for turn in look(context).turns] == ["waiting"]
+    enter(context, old.model_copy(update={"since": now_of(context)}))
+    run = look(context)
+    assert run.ended
+    assert [turn.state for turn in run.turns] == ["not begun"]
+    assert context.jobs.ids() == []
+
+
+def test_paused_before_it_ran(context: Context) -> None:
+    """A run that was asked for does not begin once the schedule is paused, nor when it is resumed."""
+    schedule = schedule_of(context, "oslo", at=f"{now_of(context) + timedelta(hours=2):%H:%M}", vm=vm_of(1))
+    runs = Runs(context.ledger.client)
+    for update in ({"paused": True}, {"since": now_of(context) + timedelta(milliseconds=1)}):
+        enter(context, schedule.model_copy(update=update))
+        runs.put(NAME, runs.get(NAME)[1], Standing(asked=now_of(context) - timedelta(minutes=1)))
+        attend(context, no_beat)
+        standing, _ = runs.get(NAME)
+        assert (standing.asked, standing.run) == (None, None)
+
+
+def test_a_point_that_is_made_meanwhile(context: Context, story: Story) -> None:
+    """A VM that got its restore point after the look began needs no other."""
+    under_way(context, schedule_of(context, VM.site), VM)
+    count = 0
+
+    def beat() -> None:
+        nonlocal count
+        count += 1
+        if count == 2:  # the first one of the look itself
+            point = story.backup(d2000="A")
+            path = story.repository.layout.root / "vms" / VM.uuid / "points" / point.id / "point.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"created": now_of(context).isoformat()}))
+
+    (turn,) = look(context, beat=beat).turns
+    assert (turn.state, turn.note.endswith("already")) == ("succeeded", True)
+
+
+def test_a_user_changes_one_meanwhile(context: Context) -> None:
+    """The other schedules are looked at all the same, and this one by the next look."""
+    enter(context, schedule_of(context, "oslo"), schedule_of(context, "oslo", "other"))
+    runs = Runs(context.ledger.client)
+    count = 0
+
+    def beat() -> None:
+        nonlocal count
+        count += 1
+        if count == 2:  # the first one's own
+            runs.put(NAME, "", Standing(asked=now_of(context)))
+
+    look(context, "other", beat)
+    assert runs.get(NAME)[0].run is None
+    assert not look(context).ended
+
+
+def test_what_was_told_of_a_schedule_goes_with_it(context: Context) -> None:
+    """Nothing of it is left in Redis."""
+    outbox, runs = Outbox(context.ledger.client), Runs(context.ledger.client)
+    for name in (NAME, "other"):
+        runs.put(name, "", Standing())
+        outbox.enter("", "", {f"schedule:{name}": ("", "1")})
+    runs.keep(["other"])
+    assert outbox.marks() == {"schedule:other": "1"}
+
+
+def test_a_clock_that_was_set_back(context: Context) -> None:
+    """What the routine said before is no sign of life."""
+    client = context.ledger.client
+    presence.say_routine(client)
+    assert presence.routine_silence(client) < SILENCE_SECONDS
+    client.set("sendense:routine", context.jobs.clock() + 3600)
+    assert presence.routine_silence(client) > SILENCE_SECONDS
+
+
+def test_a_duty_that_gives_up_is_free(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next process need not wait until its hold lapses."""
+
+    def give_up(context: Context, beat: Beat) -> None:
+        raise ClaimLost(NAME, "its schedule")
+
+    monkeypatch.setitem(DUTIES, "schedules", Duty(5.0, give_up))
+    routine.run(context, "schedules", "w/1/a")
+    assert presence.holder(context.ledger.client, "duty.schedules") == ""
