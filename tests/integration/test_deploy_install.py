@@ -23,7 +23,7 @@ def ok(done: "subprocess.CompletedProcess[str]") -> str:
 
 
 @pytest.mark.timeout(900)  # a Debian is downloaded, installed and booted
-def test_install_a_hub() -> None:
+def test_install() -> None:
     """It starts once it is configured, works under its unit's restrictions, and keeps what is an operator's."""
     with open_debian() as debian:
         ok(debian.run("apt-get", "-qq", "update"))
@@ -43,6 +43,7 @@ def test_install_a_hub() -> None:
             _works(machine)
             _upgrade(debian, machine)
             _remove(machine)
+            _install_a_node(machine)
 
 
 def _is_whole(debian: Debian) -> None:
@@ -146,3 +147,27 @@ def _remove(machine: Machine) -> None:
         ok(machine.run("test", "-e", path))
     for gone in ("/opt/sendense", "/usr/local/bin/sendense", "/etc/systemd/system/sendense-hub.service"):
         assert machine.run("test", "-e", gone).returncode == 1, gone
+
+
+def _install_a_node(machine: Machine) -> None:
+    """A node of the lab's site: its unit and its tunnel's are started, and it waits for a hub that is not there."""
+    password, config = "/etc/sendense/redis.password", "/var/lib/sendense/lab/sendense.toml"
+    ok(machine.run("rm", SETTINGS))
+    assert f"1. Fill in {SETTINGS}" in ok(machine.run(INSTALL, "node"))
+    ok(machine.run("sh", "-c", f"install -m 600 -o sendense /dev/null {password} && echo secret >{password}"))
+    uncomment = r"s/^#\(redis\|exports\)\(.*127.0.0.1.*\)/\1\2/; s/^#\(redis_password_file.*copy\)/\1/"
+    ok(machine.run("sed", "-i", uncomment, SETTINGS))
+    ok(machine.run("sh", "-c", f"sed -n '/^\\[sites/,$p' {config} >>{SETTINGS}"))
+    said = ok(machine.run(INSTALL, "node"))
+    assert "starting sendense-tunnel" in said
+    assert "starting sendense-node@lab" in said
+
+    def journal() -> str:
+        return machine.run("journalctl", "--output", "cat", "--identifier", "sendense-node-lab").stdout
+
+    assert patiently(lambda: "does not answer, waiting for it" in journal(), START_SECONDS), journal()
+    found = machine.run("sudo", "-u", "sendense", "sendense", "doctor", "--node", "--json")
+    assert found.returncode == 1
+    assert json.loads(found.stdout)["verdict"] != "ok"
+    ok(machine.run(INSTALL, "--uninstall"))
+    assert _state(machine, "sendense-node@lab") == "inactive"
