@@ -65,6 +65,8 @@ def hub(**changes: object) -> HubFigures:
         "memory": 2**20,
         "memory_limit": 0,
         "keys": 7,
+        "routine": 1.0,
+        "notices": {},
     }
     return HubFigures(**{**known, **changes})  # type: ignore[arg-type]
 
