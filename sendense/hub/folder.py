@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sendense.errors import Conflict, InputError
+from sendense.repository.finding import is_new
 from sendense.repository.layout import HUB_LOCK, Layout
 from sendense.settings import Settings
 
@@ -84,9 +85,10 @@ class RepositoryLock:
         """
         Have it; Conflict while another hub does.
 
-        A folder that is missing or cannot be written to is left alone: nobody changes anything there. Call it again.
+        A folder that is missing, has something else in it, or cannot be written to is left alone: nobody changes
+        anything there. Call it again.
         """
-        if self._lock >= 0 or not self._path:
+        if self._lock >= 0 or not self._path or not _is_ours(self._path.parent):
             return
         try:
             lock = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -122,6 +124,14 @@ class RepositoryLock:
         since = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         known = {"host": socket.gethostname(), "pid": os.getpid(), "state_dir": str(self._state_dir), "since": since}
         return json.dumps(known) + "\n"
+
+
+def _is_ours(root: Path) -> bool:
+    """Whether it is a repository, or can become one."""
+    try:
+        return is_new(root) or Layout(root).marker.exists()
+    except OSError:
+        return False
 
 
 def _holder(lock: int) -> str:

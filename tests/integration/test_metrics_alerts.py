@@ -219,9 +219,9 @@ def test_each_condition_is_told(scene: Scene, tmp_path: Path) -> None:
 
         # Nobody is left to ask the site; and Redis may use no more memory.
         scene.do("snapshots")
-        with backups.client() as redis:
-            redis.config_set("maxmemory", redis.info("memory")["used_memory"] + 1024)
         watch.fires("SendenseSiteAway", site="lab")
+        with backups.client() as redis:  # now that the node's connections, which took memory, are gone
+            redis.config_set("maxmemory", redis.info("memory")["used_memory"] + 1024)
         watch.fires("SendenseLedgerFilling")
         with backups.client() as redis:
             redis.config_set("maxmemory", 0)
