@@ -230,7 +230,9 @@ def test_each_condition_is_told(scene: Scene, tmp_path: Path) -> None:
         scraped = set(prometheus.ask("label/__name__/values"))
         dashboard = (SHIPPED / "dashboard.json").read_text()
         absent = (_metrics_in(dashboard) | _metrics_in((SHIPPED / "alerts.yml").read_text())) - scraped
-        assert absent == {"sendense_vm_overdue_seconds"}  # which no schedule has here
+        # No schedule is here, and nobody who is told of anything.
+        of_notices = {"sendense_notices_given_up_total", "sendense_notices_waiting_seconds"}
+        assert absent == {"sendense_vm_overdue_seconds"} | of_notices
         assert prometheus.query("sendense:copied_bytes:rate5m")
 
         backups.root.rename(backups.root.with_name("moved"))
@@ -238,5 +240,10 @@ def test_each_condition_is_told(scene: Scene, tmp_path: Path) -> None:
         scene.hub.kill()
         watch.fires("SendenseHubAway")
         rules = yaml.safe_load((SHIPPED / "alerts.yml").read_text())["groups"][1]["rules"]
-        assert {rule["alert"] for rule in rules} == watch.seen
+        elsewhere = {
+            "SendenseRoutineStopped",
+            "SendenseNoticesWaiting",
+            "SendenseNoticesGivenUp",
+        }  # alerts.yml has them
+        assert {rule["alert"] for rule in rules} == watch.seen | elsewhere
     assert patiently(lambda: not backups.family("prometheus"), WAIT_SECONDS)
