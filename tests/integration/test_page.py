@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -104,15 +105,16 @@ def open_job(browser: Browser, shown: Shown) -> Callable[[ShownJob], None]:
     return open_at
 
 
-def states(browser: Browser) -> dict[str, int]:
-    """The legend of the first map: batches by state."""
-    return legend(browser, "States")
+def states(browser: Browser) -> Counter[str]:
+    """The legend of the first map: batches by state, none of those that it does not name."""
+    return Counter(legend(browser, "States"))
 
 
 def legend(browser: Browser, label: str) -> dict[str, int]:
-    """Names and counts of a legend."""
+    """Names and counts of a legend; nothing before it is drawn."""
     script = (
-        "return [...document.querySelector(`.legend[aria-label=${arguments[0]}]`).querySelectorAll('button')]"
+        "const drawn = document.querySelector(`.legend[aria-label=${arguments[0]}]`);"
+        "return [...drawn?.querySelectorAll('button') ?? []]"
         ".map(each => [each.children[1].textContent, each.children[2].textContent])"
     )
     return {name: int(count.replace(",", "")) for name, count in browser.run(script, label)}
