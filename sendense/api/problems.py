@@ -25,7 +25,7 @@ from sendense.errors import (
     SiteFailed,
     SiteSilent,
 )
-from sendense.jobs.access import RedisRefused
+from sendense.jobs.access import RedisFull, RedisRefused
 from sendense.jobs.broker import Unavailable
 
 log = logging.getLogger(__name__)
@@ -173,8 +173,8 @@ def install(app: FastAPI) -> None:
         return of_error(request, exc)
 
     async def away(request: Request, exc: Exception) -> Response:
-        log.warning("Redis is away: %s: %s", type(exc).__name__, exc, extra={"action": "unavailable"})
-        return problem(request, UNAVAILABLE, *_AWAY)
+        log.warning("Redis is of no use: %s: %s", type(exc).__name__, exc, extra={"action": "unavailable"})
+        return problem(request, UNAVAILABLE, *((str(exc), exc.hint) if isinstance(exc, RedisFull) else _AWAY))
 
     async def unexpected(request: Request, exc: Exception) -> Response:
         return problem(request, INTERNAL, *_FAULT)

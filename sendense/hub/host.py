@@ -14,6 +14,7 @@ from sendense.files import identify
 from sendense.hub.folder import RepositoryLock
 from sendense.hub.served import Served
 from sendense.jobs import broker, presence
+from sendense.jobs.access import must_store
 from sendense.jobs.ledger import Ledger
 from sendense.jobs.queues import HUB_QUEUE, ROUTINE_QUEUE, SLOW, SLOW_QUEUE, control_queue, site_queue
 from sendense.models import HUB_SITE
@@ -113,9 +114,16 @@ class Host:
             self._own.wait()
 
     def hold(self) -> bool:
-        """Have Redis for this hub alone; False while another one has it. LedgerUnavailable when it does not answer."""
+        """
+        Have Redis for this hub alone; False while another one has it.
+
+        LedgerUnavailable when it does not answer, or has no room.
+        """
         self._held = time.monotonic()
-        return bool(self._own) or presence.hold(self._redis.client, "hub", self._identity)
+        if self._own:
+            must_store(self._redis.client)
+            return True
+        return presence.hold(self._redis.client, "hub", self._identity)
 
     def taken(self) -> Conflict:
         """What to say when another hub has this one's Redis."""
@@ -160,20 +168,18 @@ class Host:
             self._kill_condemned()
             if time.monotonic() - self._ticked > self._settings.tick_seconds:
                 self._tick()
-            if isinstance(self._redis, RemoteRedis) and self._redis.answered():
-                for worker in self._workers.values():
-                    worker.excuse()
-                if self._beat:
-                    self._beat.excuse()
+            if isinstance(self._redis, RemoteRedis):
+                self._redis.answered()
         except broker.Unavailable as exc:
             self.missed(exc)
 
     def missed(self, exc: Exception) -> None:
-        """Redis does not answer: wait for one that others run, and replace one of its own."""
-        if isinstance(self._redis, RemoteRedis):
-            self._redis.missed(exc)
-        else:
-            self._redis.restart_silent()
+        """Redis is of no use: whoever says through it that he lives could not."""
+        self._redis.missed(exc)
+        for worker in self._workers.values():
+            worker.excuse()
+        if self._beat:
+            self._beat.excuse()
 
     def is_ready(self) -> bool:
         """Whether all parts are of use; LedgerUnavailable when Redis is not."""

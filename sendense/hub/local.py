@@ -165,7 +165,7 @@ class LocalHub:
             try:
                 return ask()
             except broker.Unavailable as exc:
-                raise self._seat.silence() from exc
+                raise self._seat.silence(exc) from exc
         self._sit()
         self._seat.go_on()
         is_work = self._work or name in WORKING

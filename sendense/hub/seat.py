@@ -19,7 +19,7 @@ from sendense.errors import InputError, JobFailed
 from sendense.hub.folder import is_locked, prepare, service_lock
 from sendense.hub.host import Host
 from sendense.jobs import broker
-from sendense.jobs.access import redis_url
+from sendense.jobs.access import RedisFull, redis_url
 from sendense.jobs.ledger import Ledger, connect
 from sendense.settings import Settings
 from sendense.supervise.service import Note
@@ -110,12 +110,14 @@ class Seat:
                 return ask()
             except broker.Unavailable as exc:
                 if time.monotonic() > deadline:
-                    raise self.silence() from exc
+                    raise self.silence(exc) from exc
                 time.sleep(0.05)
                 self.go_on()
 
-    def silence(self) -> JobFailed:
-        """What to say of a hub that does not answer."""
+    def silence(self, exc: Exception) -> JobFailed:
+        """What to say of a hub that does not answer, or has no room."""
+        if isinstance(exc, RedisFull):
+            return JobFailed(str(exc), exc.hint)
         if self._settings.redis:
             return JobFailed(f"the hub's Redis at {self._url} does not answer", "Look whether 'sendense hub' runs.")
         return JobFailed(

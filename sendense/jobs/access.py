@@ -2,7 +2,7 @@
 The way into Redis: where it is, its password from a file, and TLS with the certificates that `sendense pki` made.
 
 redis-py tries again whatever fails. What does not heal by itself (a wrong password, a refused certificate, TLS on one
-side only) is RedisRefused here, which nobody tries again.
+side only) is RedisRefused here, which nobody tries again. A Redis without room is RedisFull, and waited for.
 """
 
 import socket
@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import redis
 from redis.credentials import CredentialProvider
-from redis.exceptions import AuthenticationError, ConnectionError, TimeoutError
+from redis.exceptions import AuthenticationError, ConnectionError, OutOfMemoryError, ResponseError, TimeoutError
 
 from sendense.errors import InputError
 from sendense.files import read_secret
@@ -25,6 +25,16 @@ LOOK_SECONDS = 1.0
 
 class RedisRefused(InputError):
     """Redis refuses this machine, or is not what the settings say: waiting does not help."""
+
+
+class RedisFull(ConnectionError):
+    """
+    Redis answers, and stores nothing: its memory or its disk is full. It is waited for like one that is away.
+
+    A script or a transaction that it refuses so has changed nothing.
+    """
+
+    hint = "Raise its maxmemory, or make room on the disk of its folder; 'sendense doctor --hub' says which it needs."
 
 
 _CUT_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
@@ -89,6 +99,11 @@ def pool(url: str, settings: Settings, **options: Any) -> "redis.ConnectionPool"
     return redis.ConnectionPool.from_url(url, connection_class=kind, where=url, file=file, **options)
 
 
+def must_store(client: "redis.Redis") -> None:
+    """RedisFull, or what else makes Redis unavailable, unless it stores what it is told."""
+    client.set("sendense:stores", "", px=1)
+
+
 class _PasswordFile(CredentialProvider):
     """Reads the password for each new connection, so that a changed one is taken at once."""
 
@@ -133,7 +148,7 @@ class _Frank:
             raise
 
     def read_response(self, *args: Any, **options: Any) -> Any:
-        """An answer; RedisRefused when it is that the password is wrong."""
+        """An answer; RedisRefused when it is that the password is wrong, RedisFull when it has no room."""
         try:
             return super().read_response(*args, **options)  # type: ignore[misc]
         except AuthenticationError as exc:
@@ -144,6 +159,10 @@ class _Frank:
                 what = f"wants a password ({exc})"
             hint = "Copy the hub's redis.password here, with mode 0600, and set redis_password_file to the copy."
             raise RedisRefused(f"Redis at {self._where}: {what}", hint) from exc
+        except ResponseError as exc:
+            if isinstance(exc, OutOfMemoryError) or str(exc).startswith("MISCONF"):
+                raise RedisFull(f"Redis has no room: {exc}") from exc
+            raise
 
     def _wrong(self, exc: Exception) -> tuple[str, str] | None:
         """What a failed attempt to connect came from, and what to do, where that does not heal by itself."""

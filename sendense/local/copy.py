@@ -128,8 +128,9 @@ class LocalCopy:
                 if not tries or now - heard > SURVEY_SILENCE_SECONDS:
                     self._send_survey(tries)
                     tries, heard = tries + 1, now
-            except broker.Unavailable:
-                self._stack.restart_redis()
+            except broker.Unavailable as exc:
+                self._stack.missed_redis(exc)
+                time.sleep(LOOK_SECONDS)
                 continue
             survey = self._ledger.survey(job) if state == "ready" else None
             if survey:
@@ -181,8 +182,9 @@ class LocalCopy:
                     self._watcher.note("batches wait and the worker takes none: killing it and starting another")
                     self._stack.restart_worker()
                     taken = time.monotonic()
-            except broker.Unavailable:
-                self._stack.restart_redis()
+            except broker.Unavailable as exc:
+                self._stack.missed_redis(exc)
+                time.sleep(LOOK_SECONDS)
                 continue
             self._watcher.show("verifying" if spec.of else "copying", progress)
             if progress.state == "copied":

@@ -82,9 +82,10 @@ class Stack:
         """Kill the worker with all its processes, and start another."""
         self._worker.restart()
 
-    def restart_redis(self) -> None:
-        """For a Redis that does not answer."""
-        self._redis.restart_silent()
+    def missed_redis(self, exc: Exception) -> None:
+        """For a Redis that does not do what it is asked: the worker could not say that it lives either."""
+        self._redis.missed(exc)
+        self._worker.excuse()
 
     def look_at_server(self, uri: str) -> None:
         """Kill a server of this stack that does not answer; `supervise` starts it again. Others' are left alone."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from sendense.coordinator.context import Context, open_repository
 from sendense.errors import SendenseError
 from sendense.jobs import broker, presence
-from sendense.jobs.access import RedisRefused
+from sendense.jobs.access import RedisFull, RedisRefused, must_store
 from sendense.jobs.queues import HUB_QUEUE
 from sendense.nbd.connect import no_beat
 from sendense.repository.finding import is_new
@@ -22,7 +22,7 @@ def checks(context: Context) -> Iterator[Check]:
     """What a hub needs, each with what is wrong with it."""
     client = context.ledger.client
     try:
-        client.ping()
+        must_store(client)
         yield Check(name="redis")
         workers = presence.processes(client, HUB_QUEUE)
         yield Check(name="coordinator", error="" if workers else "no worker reads the hub's queue")
@@ -31,7 +31,8 @@ def checks(context: Context) -> Iterator[Check]:
         stopped = SILENCE_SECONDS < silence < math.inf
         yield Check(name="routine", error=f"stands still for {show_seconds(silence)}" if stopped else "")
     except (RedisRefused, *broker.Unavailable) as exc:
-        yield Check(name="redis", error=str(exc) if isinstance(exc, RedisRefused) else f"does not answer: {exc}")
+        said = str(exc) if isinstance(exc, RedisRefused | RedisFull) else f"does not answer: {exc}"
+        yield Check(name="redis", error=said)
         yield Check(name="coordinator", error="unknown without Redis")
         yield Check(name="routine", error="unknown without Redis")
     exports = context.exports(no_beat, CHECK_SECONDS)

@@ -1,16 +1,18 @@
 """A Redis of our own: on a Unix socket the broker and the ledger of one machine, on an address those of all nodes."""
 
 import hashlib
+import math
 import secrets
+import time
 from pathlib import Path
 
 from sendense.files import make_folder, read_secret, storing, write_atomically
-from sendense.jobs.access import own_password_file, socket_of
+from sendense.jobs.access import RedisFull, own_password_file, socket_of
 from sendense.jobs.access import url_of as url_of
 from sendense.jobs.ledger import LedgerUnavailable, connect
 from sendense.settings import Settings, host_and_port
 from sendense.supervise.child import Child
-from sendense.supervise.service import Budget, Note, Service
+from sendense.supervise.service import SAY_SECONDS, Budget, Note, Service
 from sendense.supervise.web import must_be_free
 
 PASSWORD_BYTES = 32
@@ -35,6 +37,7 @@ class PrivateRedis(Service):
         super().__init__(Child("redis", self._command(), folder / "redis.log"), note, budget)
         self.client = connect(self.url, retries=1, settings=settings)
         """For the supervisor, which has to learn quickly that Redis does not answer."""
+        self._said = -math.inf
 
     def prepare(self) -> None:
         """
@@ -57,12 +60,22 @@ class PrivateRedis(Service):
         """Whether it has read its file, and answers."""
         try:
             return bool(self.client.ping())
+        except RedisFull:  # Redis 7 refuses even this when its disk is full
+            return True
         except LedgerUnavailable:
             return False
 
-    def restart_silent(self) -> None:
-        """For a Redis that does not answer: what whoever gets LedgerUnavailable from it calls."""
-        self.restart("redis stopped answering: killing it and starting it again")
+    def missed(self, exc: Exception) -> None:
+        """
+        It did not do what it was asked. One that does not answer is replaced.
+
+        One that has no room is waited for, as starting it again would not help: said at once, and then each minute.
+        """
+        if not self.is_ready():
+            self.restart("redis stopped answering: killing it and starting it again")
+        elif time.monotonic() - self._said > SAY_SECONDS:
+            self._said = time.monotonic()
+            self.note(f"redis answers, and does not do what it is asked: {exc}")
 
     @property
     def _users(self) -> Path:

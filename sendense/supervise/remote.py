@@ -2,13 +2,11 @@
 
 import time
 
+from sendense.jobs.access import RedisFull, must_store
 from sendense.jobs.ledger import connect
 from sendense.settings import Settings
-from sendense.supervise.service import Note
+from sendense.supervise.service import SAY_SECONDS, Note
 from sendense.units import show_seconds
-
-SAY_SECONDS = 60.0
-"""Between two notes that it is still away."""
 
 
 class RemoteRedis:
@@ -22,18 +20,19 @@ class RemoteRedis:
         self._since = self._said = 0.0
 
     def measure(self) -> float:
-        """Seconds to it and back; LedgerUnavailable when it does not answer."""
+        """Seconds until it has stored something; LedgerUnavailable when it does not answer, or has no room."""
         began = time.monotonic()
-        self.client.ping()
+        must_store(self.client)
         return time.monotonic() - began
 
     def missed(self, exc: Exception) -> None:
-        """It did not answer: said at once, and then each minute."""
+        """It did not answer, or has no room: said at once, and then each minute."""
         now = time.monotonic()
         self._since = self._since or now
         if not self._said or now - self._said > SAY_SECONDS:
             self._said = now
-            self._note(f"Redis at {self.url} does not answer, waiting for it: {exc}")
+            what = "stores nothing" if isinstance(exc, RedisFull) else "does not answer"
+            self._note(f"Redis at {self.url} {what}, waiting for it: {exc}")
 
     def answered(self) -> bool:
         """It did; whether it had not before."""

@@ -18,7 +18,7 @@ WINDOW_SECONDS = 600.0
 """The window of a service that runs for years: a child that ends every half minute does no work."""
 
 SAY_SECONDS = 60.0
-"""Between two notes that a killed child is still there."""
+"""Between two notes that something is still so."""
 
 UNDYING_HINT = "a disk that it uses does not answer, look at the system's log"
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,12 @@ import pytest
 
 from sendense.coordinator.pipelines import pipeline
 from sendense.jobs.ledger import Ledger
+from sendense.jobs.presence import PRESENCE_SECONDS
 from sendense.models import VmRef
 from sendense.repository.points import Point
 from sendense.requests import BackupRequest
 from sendense.service.describing import describe
+from sendense.supervise.worker import PRESENCE_GRACE_SECONDS
 from tests.backup import CLUSTER, WAIT_SECONDS, Backups, MiB, kill_command, open_backups, patiently
 from tests.site import LabSite, open_site
 
@@ -203,6 +206,16 @@ def stop_nbdkits(backups: Backups) -> None:
     stop(backups.family("nbdkit", "--readonly"))
 
 
+def fill_redis(backups: Backups) -> None:
+    """It stores nothing for longer than anybody is expected to be silent; who lives is not taken for dead."""
+    parts = [*backups.family("redis-server"), *backups.main("hub"), *backups.main("control"), *backups.main("node")]
+    with backups.client() as client:
+        client.config_set("maxmemory", 1)
+        time.sleep(PRESENCE_GRACE_SECONDS + PRESENCE_SECONDS)
+        client.config_set("maxmemory", 0)
+    assert all(part.is_running() for part in parts)
+
+
 FAULTS = [
     *((kill_hub_processes, step) for step in ("choose", "prepare", "copy", "commit", "close")),
     *((kill_control_processes, step) for step in ("inspect", "snapshot", "changes", "remove-snapshot")),
@@ -212,6 +225,7 @@ FAULTS = [
     *((fault, "copy") for fault in (kill_node_processes, kill_node_worker, kill_nbdkits, kill_hub_worker)),
     (kill_control_worker, "snapshot"),
     *((fault, "copy") for fault in (stop_copying_processes, stop_nbdkits, stop_exports, stop_redis)),
+    (fill_redis, "copy"),
     *((stop_holder, step) for step in ("snapshot", "changes")),
 ]
 

@@ -16,6 +16,7 @@ import pytest
 
 from sendense.errors import JobFailed
 from sendense.jobs import presence
+from sendense.jobs.access import RedisFull, must_store
 from sendense.jobs.ledger import LedgerUnavailable
 from sendense.settings import Settings
 from sendense.supervise.child import Child
@@ -23,6 +24,8 @@ from sendense.supervise.redis import PrivateRedis
 from sendense.supervise.service import Budget, Service
 from sendense.supervise.storage import Storage
 from sendense.supervise.worker import Worker
+from sendense.units import MiB
+from tests.backup import small_disk
 from tests.servers import short_folder
 
 WAIT_SECONDS = 30.0
@@ -104,12 +107,62 @@ def test_a_stopped_redis_is_killed_and_started_again(redis: PrivateRedis, notes:
     """Whoever finds that it does not answer has it replaced."""
     before = redis.child.pid
     os.kill(before, signal.SIGSTOP)
-    with pytest.raises(LedgerUnavailable):
+    with pytest.raises(LedgerUnavailable) as stopped:
         redis.client.ping()
-    redis.restart_silent()
+    redis.missed(stopped.value)
     assert redis.client.ping()
     assert not psutil.pid_exists(before)
     assert notes[0].startswith("redis stopped answering")
+
+
+def test_a_full_redis_is_waited_for(redis: PrivateRedis, notes: list[str]) -> None:
+    """Starting it again would give it no room: that is said once, and what it has stays."""
+    before = redis.child.pid
+    redis.client.set("kept", "yes")
+    redis.client.config_set("maxmemory", 1)
+    for _ in range(2):
+        with pytest.raises(RedisFull, match="maxmemory") as full:
+            must_store(redis.client)
+        redis.missed(full.value)
+    with pytest.raises(RedisFull), redis.client.pipeline() as pipe:
+        pipe.set("one", 1)
+        pipe.set("two", 2)
+        pipe.execute()
+    assert redis.child.pid == before
+    (note,) = notes
+    assert "does not do what it is asked: Redis has no room" in note
+    redis.client.config_set("maxmemory", 0)
+    must_store(redis.client)
+    assert redis.client.mget("kept", "one", "two") == [b"yes", None, None]
+
+
+def test_a_redis_whose_disk_is_full_is_waited_for(notes: list[str]) -> None:
+    """It cannot write its file, and says so; once there is room it goes on, with all that it had said it has."""
+    with small_disk(32 * MiB) as disk:
+        redis = PrivateRedis(disk.path, notes.append, Budget())
+        redis.start()
+        try:
+            redis.wait()
+            before = redis.child.pid
+            wait_for(lambda: not stores(redis))
+            stored = redis.client.strlen("grows")
+            disk.remount("size=128M")
+            wait_for(lambda: stores(redis))
+            assert redis.client.strlen("grows") == stored + MiB
+            assert (redis.child.pid, len(notes)) == (before, 1)
+        finally:
+            redis.client.close()
+            redis.child.kill()
+
+
+def stores(redis: PrivateRedis) -> bool:
+    """Whether it takes what it is told; where it does not, its supervisor learns of it."""
+    try:
+        redis.client.append("grows", bytes(MiB))
+    except RedisFull as exc:
+        redis.missed(exc)
+        return False
+    return True
 
 
 def test_a_killed_worker_is_started_again(worker: Worker, redis: PrivateRedis, notes: list[str]) -> None:
