@@ -74,7 +74,7 @@ def parse(counts: dict[bytes, bytes]) -> Tally:
 
 def read(client: "redis.Redis") -> tuple[Tally, dict[str, float]]:
     """The counts, and by site when its last byte was moved, in seconds since the epoch."""
-    with client.pipeline() as pipe:
+    with client.pipeline(transaction=False) as pipe:  # a full Redis refuses transactions, also those that only read
         pipe.hgetall(KEY)
         pipe.hgetall(MOVING)
         counts, moving = cast(list[dict[bytes, bytes]], pipe.execute())
