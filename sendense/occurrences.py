@@ -1,5 +1,6 @@
 """When schedules are due, in every time zone, and which VMs have had no restore point for longer than that allows."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
@@ -16,8 +17,6 @@ MOST_LATE = timedelta(days=1)
 
 GRACE = timedelta(minutes=15)
 """A backup that ended with its window, or as the next run began, may still be storing its restore point."""
-
-_SECOND = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +82,10 @@ def instant(wall: datetime, zone: tzinfo) -> datetime:
     found = wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
     if _shown(found, zone) == wall:
         return found
-    before, after = wall.replace(tzinfo=zone, fold=1).astimezone(UTC), found
-    while after - before > _SECOND:
-        middle = before + (after - before) // 2
-        middle -= timedelta(microseconds=middle.microsecond)
-        if middle == before:
-            middle = before + _SECOND
-        if _shown(middle, zone) >= wall:
-            after = middle
-        else:
-            before = middle
-    return after
+    # Skipped: it lies between what the clock's two offsets make of it.
+    seconds = range(int(wall.replace(tzinfo=zone, fold=1).timestamp()), int(found.timestamp()) + 1)
+    first = bisect_left(seconds, wall, key=lambda each: _shown(datetime.fromtimestamp(each, UTC), zone))
+    return datetime.fromtimestamp(seconds[first], UTC)
 
 
 def _shown(time: datetime, zone: tzinfo) -> datetime:

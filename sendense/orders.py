@@ -125,41 +125,33 @@ class DeleteOrder(_Order):
     merge: bool = False
 
 
-_RULES = ("last", "daily", "weekly", "monthly", "yearly")
+class KeepOrder(_Order):
+    """How many restore points of each VM to keep (`sendense.repository.retention.Policy`); all 0 for all points."""
+
+    last: _Count = 0
+    daily: _Count = 0
+    weekly: _Count = 0
+    monthly: _Count = 0
+    yearly: _Count = 0
 
 
 def _some(rule: str) -> JsonDict:
     return {"required": [rule], "properties": {rule: {"type": "integer", "minimum": 1}}}
 
 
-class PruneOrder(_Order):
+class PruneOrder(KeepOrder):
     """
-    How many restore points of a VM, or of each of all, to keep: see `sendense.repository.retention.Policy`.
+    How many restore points of a VM, or of each of all, to keep: at least one.
 
     Days begin at midnight in `timezone`, an IANA name; the hub's own when empty.
     """
 
-    model_config = ConfigDict(json_schema_extra={"anyOf": [_some(name) for name in _RULES]})
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_some(name) for name in KeepOrder.model_fields]})
 
     vm: str = Field(default="", max_length=1024)
     """Empty for all VMs."""
-    last: _Count = 0
-    daily: _Count = 0
-    weekly: _Count = 0
-    monthly: _Count = 0
-    yearly: _Count = 0
     timezone: str = Field(default="", max_length=64)
     dry_run: bool = False
-
-
-class KeepOrder(_Order):
-    """How many restore points of each VM to keep, by the rules of PruneOrder; all 0 for all points."""
-
-    last: _Count = 0
-    daily: _Count = 0
-    weekly: _Count = 0
-    monthly: _Count = 0
-    yearly: _Count = 0
 
 
 class ScheduleOrder(_Order):

@@ -1,5 +1,6 @@
 """Schedules: which VMs are backed up by themselves, when, and what is kept of them; and how their runs stand."""
 
+from collections import Counter
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -62,6 +63,10 @@ class Schedule(Record):
         """Whether both order the same."""
         return self.model_copy(update={"since": other.since, "paused": other.paused}) == other
 
+    def is_for(self, vm: VmRef) -> bool:
+        """Whether it has this VM backed up: nothing while it is paused."""
+        return not self.paused and (self.vm.uuid == vm.uuid if self.vm else self.site in ("", vm.site))
+
 
 TurnState = Literal[
     "waiting", "begun", "ending", "pruning", "succeeded", "failed", "cancelled", "cut", "not begun", "left out"
@@ -96,6 +101,19 @@ class Turn(Record):
         return self.state in ("begun", "ending")
 
 
+class RunSummary(Record):
+    """A run: its VMs by how they stand, and what did not come to pass. `ended`: None while it is under way."""
+
+    start: datetime
+    ended: datetime | None
+    count: dict[TurnState, int]
+    troubles: list[str]
+
+
+MOST_TROUBLES = 20
+"""Of a run that are kept, and told."""
+
+
 class Run(Record):
     """One run of a schedule: all its VMs, once. It is carried through as the schedule was when it began."""
 
@@ -112,12 +130,14 @@ class Run(Record):
     """Sites that have yet to say which VMs they have, and what keeps them from it."""
     turns: list[Turn] = Field(default_factory=list)
 
-    def count(self) -> dict[TurnState, int]:
-        """VMs by how they stand."""
-        found: dict[TurnState, int] = {}
-        for turn in self.turns:
-            found[turn.state] = found.get(turn.state, 0) + 1
-        return found
+    def summary(self) -> RunSummary:
+        """How it stands, without each VM."""
+        return RunSummary(
+            start=self.start,
+            ended=self.ended,
+            count=Counter(turn.state for turn in self.turns),
+            troubles=self.troubles()[:MOST_TROUBLES],
+        )
 
     def troubles(self) -> list[str]:
         """What did not come to pass, other than by a job, which has its own history."""
@@ -135,15 +155,6 @@ class Seen(Record):
 
     vm: VmRef
     since: datetime
-
-
-class RunSummary(Record):
-    """What became of a run: VMs by how they ended, and what did not come to pass."""
-
-    start: datetime
-    ended: datetime
-    count: dict[TurnState, int]
-    troubles: list[str]
 
 
 class Standing(Record):

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sendense.models import Difference, Node, Progress, VmRef
 from sendense.repository.points import Point
 from sendense.requests import DiskMode, JobRequest, JobState
-from sendense.schedules import Schedule, Standing
+from sendense.schedules import Run, RunSummary, Schedule
 from sendense.throttles import Band
 
 Kind = Literal["backup", "restore", "verify", "migrate", "delete"]
@@ -228,7 +228,16 @@ class ScheduleView(_View):
 
     schedule: Schedule
     following: datetime | None
-    standing: Standing
+    latest: RunSummary | None
+    """Its latest run."""
+    before: RunSummary | None
+    """The run before that."""
+    run: Run | None
+    """The latest one with each VM; None in a list, where all VMs of all schedules would be too many."""
+    asked: datetime | None
+    """When a user wanted it to run now, while it has not begun."""
+    trouble: str
+    """What kept the hub's latest look at it from its end."""
     is_served: bool
     """A hub is up, and carries it out."""
 

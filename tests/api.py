@@ -1,7 +1,6 @@
 """The real API server of a hub as a process of its own, and clients of it with tokens made by the command."""
 
 import os
-import socket
 import ssl
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import httpx
 
 from tests.backup import QUICK, Backups
+from tests.servers import free_port
 
 START_SECONDS = 30.0
 """The longest that a start may take; it takes one or two."""
@@ -104,14 +104,6 @@ def open_api(backups: Backups, tls: Path | None = None, **settings: object) -> I
         yield api
     finally:
         assert api.stop() == 0, api.log.read_text(errors="replace")
-
-
-def free_port() -> int:
-    """A port of this machine that nobody has now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def problem(response: httpx.Response, status: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -66,6 +66,7 @@ class Backups:
         self.site, self.folder = site, folder
         self.state, self.root = folder / "state", repository or folder / "repository"
         self._before = self._snapshots()
+        self._processes: list[subprocess.Popen[str]] = []
 
     @property
     def repository(self) -> Repository:
@@ -82,7 +83,7 @@ class Backups:
         variables = {name: text for name, text in os.environ.items() if not name.startswith("SENDENSE_")}
         known = {"config": self.site.config, "state_dir": self.state, "repository": self.root, **QUICK, **settings}
         variables.update({f"SENDENSE_{name.upper()}": str(value) for name, value in known.items()})
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -90,6 +91,19 @@ class Backups:
             text=True,
             env=variables,
         )
+        self._processes.append(process)
+        return process
+
+    def close(self) -> None:
+        """End what a test that failed left behind: found much later, it would fail another one."""
+        for process in self.family():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        for command in self._processes:
+            command.kill()
+            with command:  # closes its pipes
+                pass
+        patiently(lambda: not self.family(), END_SECONDS)
 
     def run(self, *arguments: str | Path, **settings: object) -> Result:
         """Run `sendense ARGUMENTS` to its end."""
@@ -269,14 +283,29 @@ def _parent(process: psutil.Process) -> int:
         return 0
 
 
-def patiently(done: Callable[[], bool], seconds: float) -> bool:
-    """Wait until it is done; False when it is not within so many seconds."""
+def patiently(
+    done: Callable[[], object],
+    seconds: float,
+    every: float = 0.02,
+    missing: tuple[type[Exception], ...] = (LookupError,),
+) -> bool:
+    """
+    Wait until it is done; False when it is not within so many seconds.
+
+    As long as what it looks at is not there (an error of `missing`), it is not done; in the end that is raised.
+    """
     deadline = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() > deadline:
+    while True:
+        is_over = time.monotonic() > deadline
+        try:
+            if done():
+                return True
+        except missing:
+            if is_over:
+                raise
+        if is_over:
             return False
-        time.sleep(0.02)
-    return True
+        time.sleep(every)
 
 
 def kill_command(process: "subprocess.Popen[str]") -> None:
@@ -294,9 +323,7 @@ def open_backups(site: LabSite) -> Iterator[Backups]:
             yield backups
         finally:
             left = backups.survivors()
-            for process in backups.family():
-                process.kill()
-            patiently(lambda: not backups.family(), END_SECONDS)
+            backups.close()
         assert left == []
 
 

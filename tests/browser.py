@@ -1,21 +1,25 @@
 """A headless Chromium, driven as a user would: Debian's, with its own driver."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from selenium.common.exceptions import JavascriptException, NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
+from tests.backup import patiently
 from tests.servers import short_folder
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 
 PATIENCE = 60.0
 """Seconds for what a page shows within one."""
+
+NOT_DRAWN = (JavascriptException, NoSuchElementException, StaleElementReferenceException)
+"""What a look at a page ends with while that is being drawn."""
 
 
 class _Driver(Service):
@@ -57,10 +61,8 @@ class Browser:
 
     def wait_for(self, what: str, condition: Callable[[], object]) -> None:
         """Wait until the page shows something."""
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline, f"{what} did not come about within {PATIENCE:.0f} s: {self.text}"
-            time.sleep(0.1)
+        shown = patiently(condition, PATIENCE, 0.1, (LookupError, *NOT_DRAWN))
+        assert shown, f"{what} did not come about within {PATIENCE:.0f} s: {self.text}"
 
     def run(self, script: str, *arguments: object) -> Any:
         """What a script returns; it has the arguments in `arguments`."""

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,6 +17,7 @@ from sendense.jobs.plan import batch_of
 from sendense.jobs.queues import HUB_QUEUE, site_queue
 from sendense.models import DiskSource, JobSpec, JobState, Progress
 from sendense.settings import Settings, Site
+from tests.backup import patiently
 from tests.hub import Hub, open_hub
 from tests.servers import nbdkit, short_folder
 
@@ -93,10 +93,7 @@ def pread(disk, buffer, offset, flags):
 
 def wait_for(what: str, condition: Callable[[], object], every: float = 0.02) -> None:
     """Wait until a condition holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come about within {PATIENCE:.0f} s"
-        time.sleep(every)
+    assert patiently(condition, PATIENCE, every), f"{what} did not come about within {PATIENCE:.0f} s"
 
 
 class Job:

@@ -9,7 +9,12 @@ from typing import cast
 
 import redis
 
+from sendense.coordinator.context import Context
+from sendense.coordinator.record import Jobs
+from sendense.jobs import broker
 from sendense.jobs.ledger import Ledger, connect
+from sendense.models import Node, Tunnel
+from sendense.settings import Settings
 from tests.servers import short_folder
 
 START_SECONDS = 20.0
@@ -68,6 +73,31 @@ def open_hub() -> Iterator[Hub]:
             yield hub
         finally:
             hub.close()
+
+
+def context_of(hub: Hub, settings: Settings | None = None) -> Context:
+    """The parts of a hub over this Redis; with the settings of one that knows no site, where none are given."""
+    return Context(settings or Settings(), hub.ledger, Jobs(hub.client), broker.make_app(hub.url))
+
+
+def a_node(name: str, site: str = "oslo", **fields: object) -> Node:
+    """A node as it announces itself, with these fields other than usual."""
+    known = {
+        "name": name,
+        "site": site,
+        "host": name,
+        "pid": 1,
+        "started": 0.0,
+        "processes": 4,
+        "versions": {},
+        "plugins": [],
+        "draining": False,
+        "active": 0,
+        "round_trip": 0.002,
+        "rate": 0.0,
+        "tunnel": Tunnel(verdict="ok"),
+    }
+    return Node.model_validate(known | fields)
 
 
 PLACES = ("todo", "sent", "claims", "later", "done", "failed")

@@ -72,7 +72,8 @@ class Service:
         """What it logged since it was started, as objects; lines that are none have a `message` alone."""
         with self.log.open("rb") as file:
             file.seek(self._from)
-            texts = file.read().decode(errors="replace").splitlines()
+            whole, _, _ = file.read().rpartition(b"\n")
+        texts = whole.decode(errors="replace").splitlines()
         return [json.loads(text) if text.startswith("{") else {"message": text} for text in texts]
 
     def has_said(self, words: str) -> bool:
@@ -81,7 +82,8 @@ class Service:
 
     def wait_for(self, words: str, seconds: float = START_SECONDS) -> None:
         """Wait until it says so."""
-        assert patiently(lambda: self.has_said(words), seconds), self.text()
+        assert patiently(lambda: self.has_said(words) or self.process.poll() is not None, seconds), self.text()
+        assert self.has_said(words), self.text()
 
     def ask_to_end(self) -> None:
         """Send SIGTERM, if it runs; for the second time, it ends at once."""

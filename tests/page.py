@@ -14,13 +14,13 @@ from sendense.extents import Extent
 from sendense.jobs import presence
 from sendense.jobs.ledger import Claim
 from sendense.jobs.plan import batch_of
-from sendense.models import Failure, JobSpec, Node, Survey, Tunnel, VmRef
+from sendense.models import Failure, JobSpec, Survey, Tunnel, VmRef
 from sendense.requests import BackupRequest, DiskWork, Work
 from sendense.service.tokens import Role, Tokens
 from sendense.settings import Settings
 from sendense.units import MiB
-from tests.api import free_port
-from tests.hub import Hub, open_hub
+from tests.hub import Hub, a_node, open_hub
+from tests.servers import free_port
 
 BATCH_BYTES = 128 * MiB
 
@@ -87,21 +87,8 @@ class Shown:
     def announce(self, *names: str, rate: float = 0.0, active: int = 0, verdict: str = "ok") -> None:
         """Have nodes say that they live; they are believed for some seconds."""
         for name in names:
-            node = Node(
-                name=name,
-                site=name.partition("-")[0],
-                host=name,
-                pid=1,
-                started=0.0,
-                processes=4,
-                versions={},
-                plugins=[],
-                draining=False,
-                active=active,
-                round_trip=0.0123,
-                rate=rate,
-                tunnel=Tunnel(verdict=verdict, detail="" if verdict == "ok" else "no answer on 127.0.0.1:10809"),
-            )
+            tunnel = Tunnel(verdict=verdict, detail="" if verdict == "ok" else "no answer on 127.0.0.1:10809")
+            node = a_node(name, name.partition("-")[0], active=active, round_trip=0.0123, rate=rate, tunnel=tunnel)
             presence.announce_node(self.hub.client, node)
 
     def job(self, vm: str, *batches: int) -> "ShownJob":

@@ -89,6 +89,7 @@ STAND_INS = (
     (r"sudo -u sendense ", ""),
     (r"(^| )(deploy|examples)/", r"\1/opt/sendense/\2/"),
     (r"^\.venv/", "/opt/sendense/.venv/"),
+    (r"^curl -s ", "curl -s --fail "),  # a reader sees that an answer is an error
 )
 """What a reader would put in place of a document's words."""
 
@@ -211,7 +212,6 @@ STORIES: dict[str, Story] = {
     ),
     "docs/lab.md": Story(room="bare", stays={"sendense lab up": "SENDENSE_CONFIG"}),
     "docs/api.md": Story(
-        before={"curl -s -H @header http": "sleep 3"},
         instead={"sendense token revoke": "sendense token revoke nightly"},
     ),
     "docs/nodes.md": Story(room="node", before={"sendense nodes drain": "true"}),

@@ -16,7 +16,7 @@ def main() -> None:
         name: {"task": ROUTINE, "schedule": duty.seconds, "args": (name,), "options": options[name]}
         for name, duty in DUTIES.items()
     }
-    app.conf.beat_max_loop_interval = min((duty.seconds for duty in DUTIES.values()), default=60.0)
+    app.conf.beat_max_loop_interval = min(duty.seconds for duty in DUTIES.values())
     for name in DUTIES:  # at once: beat would send for each only when its time has passed
         with suppress(*broker.Unavailable):
             app.send_task(ROUTINE, (name,), **options[name])

@@ -48,10 +48,8 @@ def make_app(calls: Calls, limits: Limits) -> FastAPI:
     problems.install(app)
     app.add_middleware(Gate, calls=calls, limits=limits)
     app.include_router(api)
-    app.include_router(maps, prefix=api.prefix, dependencies=guarded)
-    app.include_router(notices, prefix=api.prefix, dependencies=guarded)
-    app.include_router(schedules, prefix=api.prefix, dependencies=guarded)
-    app.include_router(throttles, prefix=api.prefix, dependencies=guarded)
+    for router in (maps, notices, schedules, throttles):
+        app.include_router(router, prefix=api.prefix, dependencies=guarded)
     app.include_router(metrics, dependencies=guarded)
     app.include_router(page)
     app.get("/healthz", tags=["hub"], response_model=dict[str, str])(healthz)

@@ -1,4 +1,4 @@
-"""Amounts as users write them: bytes, and days of the week."""
+"""Amounts as users write them: bytes, times of day, and days of the week."""
 
 import re
 
@@ -15,6 +15,14 @@ def read_bytes(text: str) -> int:
     if not match:
         raise InputError(f"{text}: not a size", "Give bytes, or a number with K, M, G or T.")
     return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def read_time(option: str, text: str) -> str:
+    """HH:MM from '8:00' or '08:00', which was given for an option."""
+    match = re.fullmatch(r"(\d?\d):(\d\d)", text.strip(), re.ASCII)
+    if not match or int(match[1]) > 23 or int(match[2]) > 59:
+        raise InputError(f"{option} {text}: no time of day", "Give hours and minutes, from 00:00 to 23:59.")
+    return f"{int(match[1]):02}:{match[2]}"
 
 
 def read_days(text: str) -> list[int]:

@@ -201,9 +201,9 @@ def _repository(settings: "Settings") -> str:
     if is_new(path):
         return usable
     repository = open_repository(settings, create=False)
-    points, broken = len(repository.points()), len(repository.broken())
-    bad = f", {broken} of them broken" if broken else ""
-    return f"{path}: {points + broken} restore points{bad}, {show_bytes(repository.free())} free"
+    sound, broken = repository.sound_and_broken()
+    bad = f", {len(broken)} of them broken" if broken else ""
+    return f"{path}: {len(sound) + len(broken)} restore points{bad}, {show_bytes(repository.free())} free"
 
 
 def _vcenter(name: str, site: "Site") -> str:

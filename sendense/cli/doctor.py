@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -134,13 +133,13 @@ def _show_checks(checks: "list[Check]", ready: bool, console: "Console") -> None
 def _doctor_installation(role: str, site: str, name: str, as_json: bool) -> None:
     from rich.console import Console
 
-    from sendense.diagnosis.finding import Finding, all_is_well
+    from sendense.diagnosis.finding import Finding
     from sendense.diagnosis.walk import examine
     from sendense.errors import InputError
-    from sendense.settings import PREFIX, load_settings, settings_file
+    from sendense.settings import give, load_settings, settings_file
 
     if name:
-        os.environ[f"{PREFIX}NODE_NAME"] = name
+        give("node_name", name, "--name")
     try:
         settings, file = load_settings(), settings_file()
         checks = _checks(role, settings, site)
@@ -150,14 +149,13 @@ def _doctor_installation(role: str, site: str, name: str, as_json: bool) -> None
         findings = [Finding("settings", "ok", detail=str(file) if file else "no file: the defaults, and SENDENSE_…")]
         with Console(stderr=True).status(f"looking at the {role}") as status:
             findings += examine(checks, told=lambda name: status.update(f"looking at: {name}"))
-    well = all_is_well(findings)
+    first = next((found for found in findings if found.is_fault), None)
     if as_json:
-        first = next((found for found in findings if found.result in ("wrong", "unknown")), None)
         listed = [found.as_json() for found in findings]
         print(json.dumps({"verdict": first.verdict if first else "ok", "findings": listed}))
     else:
         _show_findings(findings, f"The {role} is well", Console(highlight=False, markup=False))
-    raise typer.Exit(0 if well else 1)
+    raise typer.Exit(1 if first else 0)
 
 
 def _checks(role: str, settings: "Settings", site: str) -> "list[Look]":
@@ -177,13 +175,14 @@ def _checks(role: str, settings: "Settings", site: str) -> "list[Look]":
 def _show_findings(findings: "list[Finding]", well: str, console: "Console") -> None:
     rows = [(found.check, found.result, found.detail) for found in findings]
     _show_table(console, ("check", "result", "detail"), rows)
-    wrong = [found for found in findings if found.result in ("wrong", "unknown")]
-    for found in [*wrong, *(found for found in findings if found.result == "warning")]:
+    wrong = [found for found in findings if found.is_fault]
+    warnings = [found for found in findings if found.result == "warning"]
+    for found in [*wrong, *warnings]:
         _say(console, f"{found.verdict} ({found.check}): {found.detail}")
         _say(console, f"Fix: {found.fix}")
     if not wrong:
-        warnings = len([found for found in findings if found.result == "warning"])
-        but = f", but for the {f'{warnings} warnings' if warnings > 1 else 'warning'} above" if warnings else ""
+        number = len(warnings)
+        but = f", but for the {f'{number} warnings' if number > 1 else 'warning'} above" if warnings else ""
         _say(console, f"{well}{but}.")
     elif len(wrong) > 1:
         _say(console, f"{len(wrong)} things are wrong. Begin with the first: others may come from it.")

@@ -1,13 +1,12 @@
 """`sendense backup --dry-run`: what a backup would do."""
 
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sendense.beat import Beat, no_beat
 from sendense.cli.ending import Interrupted
-from sendense.cli.opening import is_remote, open_hub
+from sendense.cli.opening import is_remote, open_hub, to_stderr
 from sendense.cli.tables import Note, print_json, print_table, say
 from sendense.orders import PreviewOrder
 from sendense.units import show_bytes
@@ -17,11 +16,11 @@ from sendense.views import DiskPreview, Preview
 def show_dry_run(order: PreviewOrder, *, as_json: bool) -> None:
     """Find out and print what a backup would do; InputError where it would refuse."""
     if order.with_snapshot:
-        print("sendense: making a snapshot, and removing it again", file=sys.stderr, flush=True)
+        to_stderr("making a snapshot, and removing it again")
     with _heeding_interrupts() as beat, open_hub(beat=beat) as hub:
         found = hub.preview(order)
     if as_json:
-        print_json(found.model_dump(mode="json"))
+        print_json(found)
         return
     on = f" on {found.parent}" if found.parent else ""
     say(f"backup of {found.vm.name}: {'an' if on else 'a'} {found.mode}{on}")
@@ -87,7 +86,7 @@ def _heeding_interrupts() -> Iterator[Beat]:
         yield beat
         beat()
     except Interrupted:
-        print("sendense: interrupted; nothing was changed", file=sys.stderr)
+        to_stderr("interrupted; nothing was changed")
         raise
     finally:
         for number, handler in before.items():

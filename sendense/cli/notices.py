@@ -12,7 +12,7 @@ from sendense.errors import JobFailed
 if TYPE_CHECKING:
     from sendense.notices import ReceiverView
 
-notices_app = typer.Typer(help="Who is told of failures, by webhook and mail, and what of.", no_args_is_help=False)
+notices_app = typer.Typer(help="Who is told of failures, by webhook and mail, and what of.")
 
 SHOWN = 10
 """Of the notices of the past, how many are listed without --all."""
@@ -32,7 +32,7 @@ def list_notices(
     with open_hub() as hub:
         found = hub.notices()
     if as_json:
-        print_json(found.model_dump(mode="json"))
+        print_json(found)
         return
     if not found.receivers:
         say("nobody is told of anything: set webhook or mail_to under [notices] (docs/notices.md)")
@@ -55,7 +55,7 @@ def send_test(as_json: _Json = False) -> None:
     with open_hub() as hub:
         sent = hub.test_notices()
     if as_json:
-        print_json([each.model_dump(mode="json") for each in sent])
+        print_json(sent)
         if any(each.error for each in sent):
             raise typer.Exit(EXIT_FAILED)
         return

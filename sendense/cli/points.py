@@ -48,7 +48,7 @@ def list_points(
     with open_hub() as hub:
         vms = hub.points(vm)
     if as_json:
-        print_json([each.model_dump(mode="json") for each in vms])
+        print_json(vms)
         return
     shown = 0
     for each in vms:
@@ -69,7 +69,7 @@ def show(point: _Point, as_json: _Json = False) -> None:
     with open_hub() as hub:
         details = hub.point(point)
     if as_json:
-        print_json(details.model_dump(mode="json"))
+        print_json(details)
         return
     found = details.point
     say(f"restore point {found.id} of {found.vm.name}")
@@ -108,7 +108,7 @@ def chain(point: _Point, as_json: _Json = False) -> None:
     with open_hub() as hub:
         chains = hub.chain(point)
     if as_json:
-        print_json([each.model_dump(mode="json") for each in chains])
+        print_json(chains)
         return
     for disk in chains:
         say(f"disk {disk.key}, {disk.label}, {show_bytes(disk.size)}")

@@ -1,20 +1,19 @@
 """The `sendense schedule` commands."""
 
 import re
-import sys
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from sendense.cli.amounts import read_days
-from sendense.cli.opening import is_remote, open_hub
+from sendense.cli.amounts import read_days, read_time
+from sendense.cli.opening import is_remote, open_hub, to_stderr
 from sendense.cli.tables import Note, print_fields, print_json, print_table, say
 from sendense.errors import InputError
 from sendense.times import show_days
 
 if TYPE_CHECKING:
-    from sendense.schedules import Run, RunSummary, Schedule
+    from sendense.schedules import RunSummary, Schedule
     from sendense.views import ScheduleView
 
 schedule_app = typer.Typer(help="Backups that the hub begins by itself, and what it keeps of them.")
@@ -40,19 +39,22 @@ def _list(*, as_json: bool) -> None:
     with open_hub() as hub:
         found = hub.schedules()
     if as_json:
-        print_json([each.model_dump(mode="json") for each in found])
+        print_json(found)
         return
     if not found:
         say("there is no schedule yet; make one: sendense schedule add VM --daily 02:00")
         return
     rows: list[list[str] | Note] = []
     for each in found:
-        run, before = each.standing.run, each.standing.before
+        latest, before = each.latest, each.before
         following = _short(each.following) if each.following else "paused"
-        rows.append([each.schedule.name, _what(each.schedule), _when(each.schedule), following, _last(run, before)])
-        if run and not run.ended:
-            rows.append(Note(f"now: {_progress(run)}"))
-        rows += [Note(text) for text in filter(None, [each.standing.trouble, *_troubles(run, before)[:3]])]
+        ended = latest if latest and latest.ended else before
+        last = f"{_short(ended.start)} {_counted(ended)}" if ended else "never"
+        rows.append([each.schedule.name, _what(each.schedule), _when(each.schedule), following, last])
+        if latest and not latest.ended:
+            progress = _counted(latest) if latest.count else "looks which VMs there are"
+            rows.append(Note(f"now: the run of {_short(latest.start)}: {progress}"))
+        rows += [Note(text) for text in filter(None, [each.trouble, *(latest.troubles[:3] if latest else [])])]
     print_table(["schedule", "of", "when", "next", "last"], rows)
     _warn(found)
 
@@ -115,7 +117,7 @@ def add(
         vm=vm,
         site=site,
         **_times(daily, weekly, every, start, days),
-        until=_time("--until", until) if until else "",
+        until=read_time("--until", until) if until else "",
         timezone=timezone,
         at_once=at_once,
         keep={**kept, "yearly": keep_yearly},
@@ -127,7 +129,7 @@ def add(
     with open_hub() as hub:
         found = hub.add_schedule(order)
     if as_json:
-        print_json(found.model_dump(mode="json"))
+        print_json(found)
         return
     following = f", next on {_long(found.following)}" if found.following else "; it is paused"
     say(f"schedule {found.schedule.name}: {_what(found.schedule)}, {_when(found.schedule)}{following}")
@@ -142,9 +144,9 @@ def show(name: _Name, as_json: _Json = False) -> None:
     with open_hub() as hub:
         found = hub.schedule(name)
     if as_json:
-        print_json(found.model_dump(mode="json"))
+        print_json(found)
         return
-    schedule, run, before = found.schedule, found.standing.run, found.standing.before
+    schedule, run, before = found.schedule, found.run, found.before
     say(f"schedule {schedule.name}")
     keep = schedule.keep.model_dump() if schedule.keep else {}
     print_fields(
@@ -156,9 +158,9 @@ def show(name: _Name, as_json: _Json = False) -> None:
             ("keeps", ", ".join(f"{count} {rule}" for rule, count in keep.items() if count) or "all restore points"),
             ("quiesced", "" if schedule.quiesce else "no"),
             ("verified", "yes" if schedule.verify else ""),
-            ("asked", f"to run now, at {_long(found.standing.asked)}" if found.standing.asked else ""),
-            ("before", f"{_long(before.start)}: {_counted(before.count)}" if before else ""),
-            ("trouble", found.standing.trouble),
+            ("asked", f"to run now, at {_long(found.asked)}" if found.asked else ""),
+            ("before", f"{_long(before.start)}: {_counted(before)}" if before else ""),
+            ("trouble", found.trouble),
         ]
     )
     if run:
@@ -211,7 +213,7 @@ def run(name: _Name, as_json: _Json = False) -> None:
 
 def _say_one(found: "ScheduleView", text: str, as_json: bool) -> None:
     if as_json:
-        print_json(found.model_dump(mode="json"))
+        print_json(found)
     else:
         say(text)
         _warn([found])
@@ -220,11 +222,13 @@ def _say_one(found: "ScheduleView", text: str, as_json: bool) -> None:
 def _warn(found: "list[ScheduleView]") -> None:
     if not any(each.is_served for each in found):
         where = "there" if is_remote() else "here"
-        print(f"sendense: no hub is up {where}: schedules run only while 'sendense hub' does", file=sys.stderr)
+        to_stderr(f"no hub is up {where}: schedules run only while 'sendense hub' does")
 
 
 def _times(daily: str, weekly: str, every: str, start: str, days: str) -> dict[str, Any]:
     """The fields of the order that say when."""
+    from sendense.schedules import EveryHours
+
     given = [name for name, value in (("--daily", daily), ("--weekly", weekly), ("--every", every)) if value]
     if len(given) != 1:
         many = f"{' and '.join(given)} exclude each other" if given else "it does not say when"
@@ -235,22 +239,15 @@ def _times(daily: str, weekly: str, every: str, start: str, days: str) -> dict[s
         named, _, time = weekly.replace(" ", "@", 1).partition("@")
         if days or not time:
             raise InputError(f"--weekly {weekly}: no days and time", "Give both together: --weekly sun,wed@02:00")
-        return {"days": read_days(named), "at": _time("--weekly", time)}
+        return {"days": read_days(named), "at": read_time("--weekly", time)}
     on = read_days(days) if days else []
     if daily:
-        return {"days": on, "at": _time("--daily", daily)}
+        return {"days": on, "at": read_time("--daily", daily)}
     hours = every.lower().removesuffix("h")
-    if hours not in ("1", "2", "3", "4", "6", "8", "12", "24"):
+    if hours not in map(str, get_args(EveryHours)):
         hint = "Give --every 1h, 2h, 3h, 4h, 6h, 8h or 12h: what a day is a multiple of."
         raise InputError(f"--every {every}: not such a time", hint)
-    return {"days": on, "at": _time("--from", start or "00:00"), "every_hours": int(hours)}
-
-
-def _time(option: str, text: str) -> str:
-    hours, _, minutes = text.strip().partition(":")
-    if hours.isdecimal() and minutes.isdecimal() and len(minutes) == 2 and int(hours) < 24 and int(minutes) < 60:
-        return f"{int(hours):02}:{minutes}"
-    raise InputError(f"{option} {text}: no time of day", "Give hours and minutes, from 00:00 to 23:59.")
+    return {"days": on, "at": read_time("--from", start or "00:00"), "every_hours": int(hours)}
 
 
 def _what(schedule: "Schedule") -> str:
@@ -270,24 +267,8 @@ def _when(schedule: "Schedule") -> str:
 _STATES = {"begun": "at work", "ending": "is cancelled", "pruning": "prunes", "cut": "cut by the window"}
 
 
-def _last(run: "Run | None", before: "RunSummary | None") -> str:
-    if run and run.ended:
-        return f"{_short(run.start)} {_counted(run.count())}"
-    return f"{_short(before.start)} {_counted(before.count)}" if before else "never"
-
-
-def _progress(run: "Run") -> str:
-    return f"the run of {_short(run.start)}: {_counted(run.count()) if run.turns else 'looks which VMs there are'}"
-
-
-def _troubles(run: "Run | None", before: "RunSummary | None") -> list[str]:
-    if run:
-        return run.troubles()
-    return before.troubles if before else []
-
-
-def _counted(count: Any) -> str:
-    return ", ".join(f"{number} {_STATES.get(state, state)}" for state, number in count.items()) or "no VMs"
+def _counted(run: "RunSummary") -> str:
+    return ", ".join(f"{number} {_STATES.get(state, state)}" for state, number in run.count.items()) or "no VMs"
 
 
 def _short(time: datetime) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 GAP = 2
 """Columns between two columns."""
 
@@ -49,8 +51,8 @@ def print_fields(fields: Iterable[tuple[str, str]]) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One line of JSON, and nothing else on stdout."""
-    print(json.dumps(value), flush=True)
+    """One line of JSON, and nothing else on stdout; of models what their fields are."""
+    print(json.dumps(to_jsonable_python(value)), flush=True)
 
 
 def say(text: str, indent: int = 0) -> None:

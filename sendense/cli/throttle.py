@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sendense.cli.amounts import read_bytes, read_days
+from sendense.cli.amounts import read_bytes, read_days, read_time
 from sendense.cli.opening import open_hub, warn_if_alone
 from sendense.cli.tables import print_json, print_table, say
 from sendense.errors import InputError
@@ -12,9 +12,10 @@ from sendense.times import show_days
 from sendense.units import show_bytes
 
 if TYPE_CHECKING:
+    from sendense.orders import BandOrder
     from sendense.views import ThrottleView
 
-throttle_app = typer.Typer(help="How fast the disks of a site may be read, by time of day.", no_args_is_help=False)
+throttle_app = typer.Typer(help="How fast the disks of a site may be read, by time of day.")
 
 _NONE = ("none", "off", "unlimited")
 
@@ -33,7 +34,7 @@ def list_throttles(context: typer.Context, as_json: _Json = False) -> None:
     with open_hub() as hub:
         found = hub.throttles()
     if as_json:
-        print_json([each.model_dump(mode="json") for each in found])
+        print_json(found)
         return
     if not found:
         say("no site is known; start a node at one: sendense node --site NAME")
@@ -67,10 +68,9 @@ def set_rate(
 
     With --from and --to at that time of day, otherwise at all times that have no limit of their own.
     """
-    from sendense.orders import BandOrder, ThrottleOrder, make_order
+    from sendense.orders import ThrottleOrder, make_order
 
-    _must_be_both(start, end, days)
-    band = make_order(BandOrder, start=_time(start), end=_time(end), days=read_days(days)) if start else None
+    band = _band(start, end, days)
     order = make_order(ThrottleOrder, rate=_bytes_a_second(rate), band=band, timezone=timezone)
     with open_hub() as hub:
         found = hub.set_throttle(site, order)
@@ -83,39 +83,37 @@ def set_rate(
 @throttle_app.command()
 def remove(site: _Site, start: _From = "", end: _To = "", days: _Days = "", as_json: _Json = False) -> None:
     """Lift the limits of a site; with --from and --to only that of these times, on --days if several have them."""
-    _must_be_both(start, end, days)
-    band = f"{_time(start)}-{_time(end)}" if start else ""
-    if days:
-        band += "@" + ",".join(map(str, read_days(days) or range(1, 8)))
+    band = _band(start, end, days)
+    named = f"{band.start}-{band.end}" if band else ""
+    if band and days:
+        named += "@" + ",".join(map(str, band.days or range(1, 8)))
     with open_hub() as hub:
-        _show(hub.remove_throttle(site, band), as_json=as_json)
+        _show(hub.remove_throttle(site, named), as_json=as_json)
 
 
 def _show(found: "ThrottleView", *, as_json: bool) -> None:
     if as_json:
-        print_json(found.model_dump(mode="json"))
+        print_json(found)
         return
     now = f"may read {_rate(found.limit)} now, on all its nodes together" if found.limit else "has no limit now"
     say(f"site {found.site} {now}")
 
 
-def _must_be_both(start: str, end: str, days: str) -> None:
+def _band(start: str, end: str, days: str) -> "BandOrder | None":
+    """The times that were given, if any were."""
+    from sendense.orders import BandOrder, make_order
+
     if days and not start:
         raise InputError("--days is without --from and --to", "For whole days give --from 00:00 --to 00:00.")
     if bool(start) != bool(end):
         raise InputError("--from and --to belong together", "Give both, such as --from 08:00 --to 18:00, or neither.")
+    if not start:
+        return None
+    return make_order(BandOrder, start=read_time("--from", start), end=read_time("--to", end), days=read_days(days))
 
 
 def _bytes_a_second(text: str) -> int:
     return 0 if text.lower() in _NONE else read_bytes(text.removesuffix("/s"))
-
-
-def _time(text: str) -> str:
-    """HH:MM from what users write, such as 8:00."""
-    hour, colon, minute = text.partition(":")
-    if not (colon and hour.isdigit() and minute.isdigit() and int(hour) < 24 and len(minute) == 2 and int(minute) < 60):
-        raise InputError(f"{text}: no time of day", "Give it as HH:MM, from 00:00 to 23:59.")
-    return f"{int(hour):02}:{minute}"
 
 
 def _rate(rate: int) -> str:

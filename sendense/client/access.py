@@ -9,11 +9,12 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from sendense.addresses import is_loopback
 from sendense.client.calls import Call
 from sendense.client.exchange import Lost, unreachable
 from sendense.errors import InputError
 from sendense.files import read_secret
-from sendense.settings import TOKEN_VARIABLE, Settings, is_loopback, load_settings
+from sendense.settings import TOKEN_VARIABLE, Settings, load_settings
 from sendense.units import show_seconds
 
 CONNECT_SECONDS = 5.0
@@ -105,7 +106,7 @@ def _token(settings: Settings) -> str:
 def _verifying(ca_file: Path | str | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=ca_file)
-    except (OSError, ssl.SSLError) as exc:
+    except OSError as exc:
         raise InputError(
             f"{ca_file}: {getattr(exc, 'strerror', None) or exc}",
             "It has to be the PEM certificate of who signed the hub's.",

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from functools import cached_property, wraps
 from types import TracebackType
-from typing import Generic, ParamSpec, Self, TypeVar
+from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
 import httpx
 
@@ -23,73 +23,56 @@ T = TypeVar("T")
 
 
 class _Calls(Generic[P, T]):
-    """A method of Client that makes a call and returns its answer."""
+    """A method that makes a call and returns its answer, which an AsyncClient has awaited."""
 
     def __init__(self, call: Callable[P, Call[T]]) -> None:
         self._call = call
         self.__doc__ = call.__doc__
 
-    def __get__(self, client: "Client", owner: type["Client"]) -> Callable[P, T]:
-        @wraps(self._call)
-        def method(*args: P.args, **named: P.kwargs) -> T:
-            return client.run(perform(self._call(*args, **named), client.url, client.patience))
+    @overload
+    def __get__(self, client: "Client", owner: type) -> Callable[P, T]: ...
 
-        return method
+    @overload
+    def __get__(self, client: "AsyncClient", owner: type) -> Callable[P, Awaitable[T]]: ...
+
+    def __get__(self, client: Any, owner: type) -> Any:
+        def flow(*args: P.args, **named: P.kwargs) -> Flow[T]:
+            return (yield from perform(self._call(*args, **named), client.url, client.patience))
+
+        return _method(self._call, client, flow)
 
 
 class _Begins(Generic[P]):
-    """A method of Client that begins a job."""
+    """A method that begins a job, or takes one up; returns its handle."""
 
     def __init__(self, call: Callable[P, Call[Job]]) -> None:
         self._call = call
         self.__doc__ = call.__doc__
 
-    def __get__(self, client: "Client", owner: type["Client"]) -> Callable[P, JobHandle]:
-        @wraps(self._call)
-        def method(*args: P.args, **named: P.kwargs) -> JobHandle:
-            found = client.run(perform(self._call(*args, **named), client.url, client.patience))
-            return JobHandle(client, found)
+    @overload
+    def __get__(self, client: "Client", owner: type) -> Callable[P, JobHandle]: ...
 
-        return method
+    @overload
+    def __get__(self, client: "AsyncClient", owner: type) -> Callable[P, Awaitable[AsyncJobHandle]]: ...
 
+    def __get__(self, client: Any, owner: type) -> Any:
+        def flow(*args: P.args, **named: P.kwargs) -> Flow[JobHandle | AsyncJobHandle]:
+            found = yield from perform(self._call(*args, **named), client.url, client.patience)
+            return AsyncJobHandle(client, found) if isinstance(client, AsyncClient) else JobHandle(client, found)
 
-class _Awaits(Generic[P, T]):
-    """As _Calls, of AsyncClient."""
-
-    def __init__(self, call: Callable[P, Call[T]]) -> None:
-        self._call = call
-        self.__doc__ = call.__doc__
-
-    def __get__(self, client: "AsyncClient", owner: type["AsyncClient"]) -> Callable[P, Awaitable[T]]:
-        @wraps(self._call)
-        async def method(*args: P.args, **named: P.kwargs) -> T:
-            return await client.run(perform(self._call(*args, **named), client.url, client.patience))
-
-        return method
+        return _method(self._call, client, flow)
 
 
-class _AwaitsBeginning(Generic[P]):
-    """As _Begins, of AsyncClient."""
+def _method(call: Callable[P, object], client: Any, flow: Callable[P, Flow[object]]) -> Callable[P, Any]:
+    @wraps(call)
+    def method(*args: P.args, **named: P.kwargs) -> Any:
+        return client.run(flow(*args, **named))
 
-    def __init__(self, call: Callable[P, Call[Job]]) -> None:
-        self._call = call
-        self.__doc__ = call.__doc__
-
-    def __get__(self, client: "AsyncClient", owner: type["AsyncClient"]) -> Callable[P, Awaitable[AsyncJobHandle]]:
-        @wraps(self._call)
-        async def method(*args: P.args, **named: P.kwargs) -> AsyncJobHandle:
-            found = await client.run(perform(self._call(*args, **named), client.url, client.patience))
-            return AsyncJobHandle(client, found)
-
-        return method
+    return method
 
 
-class Client(Access):
-    """
-    A hub, in `service.hub.Hub`'s shape: every call returns what its function in `client.calls` says.
-
-    To be used in a `with`, or closed.
-    """
+class _Methods(Access):
+    """The calls, in `service.hub.Hub`'s shape: each returns what its function in `client.calls` says."""
 
     sites = _Calls(calls.sites)
     vms = _Calls(calls.vms)
@@ -136,6 +119,10 @@ class Client(Access):
     migrate = _Begins(calls.migrate)
     take_up = _Begins(calls.job)
     """A job that was begun elsewhere, or earlier."""
+
+
+class Client(_Methods):
+    """A hub; to be used in a `with`, or closed."""
 
     @cached_property
     def _http(self) -> httpx.Client:
@@ -196,54 +183,8 @@ class Client(Access):
             return self.lost(exc, step.call, began)
 
 
-class AsyncClient(Access):
-    """As Client, awaited; to be used in an `async with`, or closed."""
-
-    sites = _Awaits(calls.sites)
-    vms = _Awaits(calls.vms)
-    vm = _Awaits(calls.vm)
-    power_on = _Awaits(calls.power_on)
-    preview = _Awaits(calls.preview)
-    submit = _Awaits(calls.submit)
-    jobs = _Awaits(calls.jobs)
-    job = _Awaits(calls.job)
-    events = _Awaits(calls.events)
-    disk_map = _Awaits(calls.disk_map)
-    cancel = _Awaits(calls.cancel)
-    pause = _Awaits(calls.pause)
-    resume = _Awaits(calls.resume)
-    points = _Awaits(calls.points)
-    point = _Awaits(calls.point)
-    chain = _Awaits(calls.chain)
-    delete = _Awaits(calls.delete)
-    prune = _Awaits(calls.prune)
-    clean = _Awaits(calls.clean)
-    schedules = _Awaits(calls.schedules)
-    schedule = _Awaits(calls.schedule)
-    add_schedule = _Awaits(calls.add_schedule)
-    remove_schedule = _Awaits(calls.remove_schedule)
-    pause_schedule = _Awaits(calls.pause_schedule)
-    resume_schedule = _Awaits(calls.resume_schedule)
-    run_schedule = _Awaits(calls.run_schedule)
-    nodes = _Awaits(calls.nodes)
-    drain = _Awaits(calls.drain)
-    undrain = _Awaits(calls.undrain)
-    throttles = _Awaits(calls.throttles)
-    set_throttle = _Awaits(calls.set_throttle)
-    remove_throttle = _Awaits(calls.remove_throttle)
-    exports = _Awaits(calls.exports)
-    serve = _Awaits(calls.serve)
-    unserve = _Awaits(calls.unserve)
-    repository = _Awaits(calls.repository)
-    notices = _Awaits(calls.notices)
-    test_notices = _Awaits(calls.test_notices)
-
-    backup = _AwaitsBeginning(calls.backup)
-    restore = _AwaitsBeginning(calls.restore)
-    verify = _AwaitsBeginning(calls.verify)
-    migrate = _AwaitsBeginning(calls.migrate)
-    take_up = _AwaitsBeginning(calls.job)
-    """A job that was begun elsewhere, or earlier."""
+class AsyncClient(_Methods):
+    """As Client, awaited, but for `stream`; to be used in an `async with`, or closed."""
 
     @cached_property
     def _http(self) -> httpx.AsyncClient:

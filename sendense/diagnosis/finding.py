@@ -1,6 +1,6 @@
 """What a check-up finds: one line for each thing that it looks at, and what to do about what is wrong."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,11 @@ class Finding:
     verdict: str = ""
     detail: str = ""
     fix: str = ""
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether something is wrong, or unknown that has to be known."""
+        return self.result in ("wrong", "unknown")
 
     def as_json(self) -> dict[str, Any]:
         """As `sendense doctor --json` has it."""
@@ -47,8 +52,3 @@ class Check:
     needs: tuple[str, ...] = ()
     seconds: float = 15.0
     verdict: str = ""
-
-
-def all_is_well(findings: Iterable[Finding]) -> bool:
-    """Whether nothing is wrong, and nothing that had to be known is unknown. Warnings are no faults."""
-    return all(found.result in ("ok", "warning", "skipped") for found in findings)

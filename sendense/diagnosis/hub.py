@@ -107,7 +107,7 @@ class HubCheckup:
             open_repository(self._settings, create=False)
         return said
 
-    @property
+    @cached_property
     def _repository(self) -> Repository | None:
         path = self._settings.repository
         return open_repository(self._settings, create=False) if path and not is_new(path) else None
@@ -115,7 +115,7 @@ class HubCheckup:
     def _restore_points(self) -> str:
         if not (repository := self._repository):
             return "none yet"
-        sound, broken = repository.points(), repository.broken()
+        sound, broken = repository.sound_and_broken()
         if broken:
             names = _listed([f"{each.id} ({each.reason})" for each in broken])
             fix = "Bring the files back from a copy of the repository, or delete the points: sendense points"

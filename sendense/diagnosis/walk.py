@@ -1,7 +1,6 @@
 """Going through the checks: in order, each under a deadline, and none that an earlier one makes pointless."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
@@ -17,6 +16,7 @@ from sendense.errors import (
 )
 from sendense.jobs.access import RedisRefused
 from sendense.jobs.broker import Unavailable
+from sendense.service.bounded import within
 
 log = logging.getLogger(__name__)
 
@@ -54,20 +54,17 @@ def examine(
 
 
 def _look(check: Check, deadline: float) -> Finding:
-    """The finding of one look, from a thread that is left alone when it hangs."""
-    outcome: list[Finding] = []
-    thread = threading.Thread(target=lambda: outcome.append(_ask(check)), name=check.name, daemon=True)
+    """The finding of one look, which is left alone when it hangs."""
     seconds = min(check.seconds, deadline - time.monotonic())
     if seconds <= 0:
         return Finding(
             check.name, "unknown", NO_ANSWER, "no time was left for it", "Mend what is above, and ask again."
         )
-    thread.start()
-    thread.join(seconds)
-    if outcome:
-        return outcome[0]
-    fix = "What it looks at does not answer: a disk, a file system of another machine, or a stopped process."
-    return Finding(check.name, "wrong", NO_ANSWER, f"no answer in {seconds:.0f} s", fix)
+    try:
+        return within(seconds, lambda: _ask(check))
+    except TimeoutError:
+        fix = "What it looks at does not answer: a disk, a file system of another machine, or a stopped process."
+        return Finding(check.name, "wrong", NO_ANSWER, f"no answer in {seconds:.0f} s", fix)
 
 
 def _ask(check: Check) -> Finding:

@@ -11,16 +11,17 @@ from collections import deque
 from contextlib import suppress
 from typing import Protocol
 
+from sendense.beat import Beat
 from sendense.errors import ClaimLost, ConnectionsTaken, EndpointError, ReadFailed, SendenseError, StalledRequest
 from sendense.extents import Extent
 from sendense.jobs.claim import ClaimKeeper
 from sendense.jobs.ledger import Claim, Ledger, LedgerUnavailable, Rest
 from sendense.jobs.plan import batch_of
 from sendense.jobs.tally import verdict_of
-from sendense.jobs.throttle import SiteThrottle, Turn
+from sendense.jobs.throttle import Allowance, SiteThrottle
 from sendense.models import HUB_EXPORT, Failure, JobSpec
 from sendense.nbd.blocks import map_extents
-from sendense.nbd.connect import Beat, Connection
+from sendense.nbd.connect import Connection
 from sendense.nbd.probe import diagnose
 from sendense.nbd.transfer import Limits, Outcome, Take, Transfer
 from sendense.nbd.uri import is_uri, parse
@@ -120,8 +121,8 @@ def _transfer(
         extents = _to_verify(source, extents, settings.no_progress_timeout, keeper.beat)
     limits = Limits(settings.request_bytes, settings.requests_in_flight, settings.no_progress_timeout)
     throttle = handles.throttle(spec)
-    turn = Turn(throttle, keeper, spec.id, settings.task_time_limit) if throttle else None
-    options: dict[str, Take] = {"take": turn.take} if turn else {}
+    allowance = Allowance(throttle, keeper, spec.id, settings.task_time_limit) if throttle else None
+    options: dict[str, Take] = {"take": allowance.take} if allowance else {}
     transfer = Transfer(source, target, limits, target_is_zero=spec.target_is_zero, beat=keeper.beat, **options)
     outcome = transfer.run(extents)
     if outcome.failed:
@@ -131,7 +132,7 @@ def _transfer(
         first = f", the first of {count} places" if count > 1 else ""
         which = "said last, of one of them: " if count > 1 else ""
         outcome.failed[0] = (extent, f"{reason}{first}" + (f"; {which}{said}" if said else ""))
-    return outcome, turn.why if turn else ""
+    return outcome, allowance.why if allowance else ""
 
 
 def open_target(handles: Handles, spec: JobSpec, me: str, beat: Beat) -> Connection | None:

@@ -35,7 +35,7 @@ STALE_SECONDS = 3.0
 MEASURED_SECONDS = 10
 """The time over which a site's rate is measured."""
 
-TURN_SHARE = 6
+HELD_SHARE = 6
 """A batch may be held for this part of the time limit of its task; what is read of it by then is recorded."""
 
 HEED_SECONDS = 0.6
@@ -174,13 +174,13 @@ class SiteThrottle:
             self._due = max(self._due, self._looked - CHUNK_SECONDS) + self._had / share
 
 
-class Turn:
+class Allowance:
     """What one batch may read at its site, until it was held for long, or its job is to rest."""
 
     def __init__(self, throttle: SiteThrottle, keeper: ClaimKeeper, job: str, time_limit: float) -> None:
         """`time_limit`: seconds that the task of the batch may take."""
         self._throttle, self._keeper, self._job = throttle, keeper, job
-        self._until = time.monotonic() + time_limit / TURN_SHARE
+        self._until = time.monotonic() + time_limit / HELD_SHARE
         self._heeded = 0.0
         self.why = ""
         """Why no more is read of the batch; empty for as long as there may be."""

@@ -7,14 +7,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from sendense.beat import Beat, no_beat
 from sendense.errors import Conflict, InputError, NotFound
 from sendense.files import PART, hint_for, make_folder, storing, write_atomically
 from sendense.models import VmDisk, VmInfo, VmRef
 from sendense.repository.layout import HUB_LOCK, LEAVING, MANIFEST, Layout, vm_uuid
-from sendense.repository.points import FORMAT, Point, PointDisk, manifest_text, read_json, read_manifest
+from sendense.repository.points import FORMAT, Point, PointDisk, manifest_text, read_as, read_json, read_manifest
 from sendense.repository.survey import Survey
 from sendense.repository.writing import Draft
 
@@ -128,35 +128,39 @@ class Repository:
         found = []
         for uuid in self.layout.vm_uuids():
             beat()
-            points = self.points(uuid)
             if known := self._known(uuid):
                 found.append(known)
-            elif points:
+            elif points := self.points(uuid):
                 found.append(KnownVm(ref=points[-1].vm))
         return sorted(found, key=lambda known: (known.ref.name, known.ref.uuid))
 
     def _known(self, uuid: str) -> KnownVm | None:
         path = self.layout.vm_file(uuid)
         try:
-            known = KnownVm.model_validate(read_json(path, FORMAT))
-        except (InputError, ValidationError):
+            known = read_as(KnownVm, path, FORMAT, "")
+        except InputError:
             return None
         return known if known.ref.uuid == uuid else None
 
     def points(self, vm: str | None = None) -> list[Point]:
         """The sound points, of one VM or of all, oldest first."""
-        found = [
-            point
-            for uuid in self._uuids(vm)
-            for point in self._survey.points(uuid).values()
-            if isinstance(point, Point)
-        ]
-        return sorted(found, key=_age)
+        return self.sound_and_broken(vm)[0]
 
     def broken(self, vm: str | None = None) -> list[Broken]:
         """The points whose manifest or chain of images is missing or damaged."""
-        found = ((uuid, id, reason) for uuid in self._uuids(vm) for id, reason in self._survey.points(uuid).items())
-        return [Broken(uuid, id, reason) for uuid, id, reason in found if isinstance(reason, str)]
+        return self.sound_and_broken(vm)[1]
+
+    def sound_and_broken(self, vm: str | None = None) -> tuple[list[Point], list[Broken]]:
+        """Both at one look, which costs a few calls of the file system for each point."""
+        sound: list[Point] = []
+        broken: list[Broken] = []
+        for uuid in self._uuids(vm):
+            for id, found in self._survey.points(uuid).items():
+                if isinstance(found, Point):
+                    sound.append(found)
+                else:
+                    broken.append(Broken(uuid, id, found))
+        return sorted(sound, key=_age), broken
 
     def unfinished(self, vm: str | None = None) -> list[Unfinished]:
         """The folders that are no points: what jobs are working on, or left."""
@@ -170,8 +174,9 @@ class Repository:
 
     def find(self, text: str) -> Point:
         """The point with this id, or the only one whose id begins so. InputError otherwise, with the candidates."""
-        sound = {(point.vm.uuid, point.id): point for point in self.points()}
-        broken = {(point.vm, point.id): point for point in self.broken()}
+        points, unusable = self.sound_and_broken()
+        sound = {(point.vm.uuid, point.id): point for point in points}
+        broken = {(point.vm, point.id): point for point in unusable}
         ids = [key for key in (*sound, *broken) if text and key[1].startswith(text)]
         ids = [key for key in ids if key[1] == text] or ids
         if not ids:

@@ -24,8 +24,9 @@ def is_new(path: Path) -> bool:
 def all_vms(repository: Repository) -> list[KnownVm]:
     """The VMs in the repository; one that only broken points tell of is called by its UUID."""
     known = repository.vms()
-    lost = {broken.vm for broken in repository.broken()} - {vm.ref.uuid for vm in known}
-    return known + [KnownVm(ref=VmRef(site="", moref="", uuid=uuid, name=uuid)) for uuid in sorted(lost)]
+    found = {vm.ref.uuid for vm in known}
+    lost = [uuid for uuid in repository.layout.vm_uuids() if uuid not in found and repository.broken(uuid)]
+    return known + [KnownVm(ref=VmRef(site="", moref="", uuid=uuid, name=uuid)) for uuid in lost]
 
 
 def find_vm(repository: Repository, text: str) -> KnownVm:
@@ -66,8 +67,9 @@ def find_point(repository: Repository, text: str) -> Point | Broken:
     """As `find_sound`; also one that is broken."""
     if text.endswith(LATEST):
         return find_sound(repository, text)
-    broken = [point for point in repository.broken() if text and point.id.startswith(text)]
-    sound = [point for point in repository.points() if text and point.id.startswith(text)]
+    points, unusable = repository.sound_and_broken()
+    broken = [point for point in unusable if text and point.id.startswith(text)]
+    sound = [point for point in points if text and point.id.startswith(text)]
     return broken[0] if len(broken) == 1 and not sound else repository.find(text)
 
 

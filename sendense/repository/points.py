@@ -2,16 +2,15 @@
 
 import re
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import pydantic_core
 from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -29,10 +28,7 @@ FORMAT = 1
 
 Mode = Literal["full", "incremental"]
 
-
-def _known_parts(value: Any) -> Any:
-    """VmRef takes no key that it does not know; a point of a later version may have one."""
-    return {key: part for key, part in value.items() if key in VmRef.model_fields} if isinstance(value, dict) else value
+_Content = TypeVar("_Content", bound=BaseModel)
 
 
 def _vm_of_a_point(vm: VmRef) -> VmRef:
@@ -90,7 +86,7 @@ class Point(_Manifest):
 
     format: Literal[1] = 1
     id: PointId
-    vm: Annotated[VmRef, BeforeValidator(_known_parts), AfterValidator(_vm_of_a_point)]
+    vm: Annotated[VmRef, AfterValidator(_vm_of_a_point)]
     """As it was then: its name and moref may be others by now."""
     created: _Time
     """When the snapshot was taken, UTC."""
@@ -142,11 +138,7 @@ def mode_of(disks: Iterable[PointDisk]) -> Mode:
 
 def read_manifest(path: Path, vm: str, point: str) -> Point:
     """The manifest of that point of that VM; InputError says why it cannot be used."""
-    raw = read_json(path, FORMAT)
-    try:
-        found = Point.model_validate(raw)
-    except ValidationError as exc:
-        raise InputError(f"{path}: damaged: {first_error(exc)}", "Delete the point, or bring its file back.") from exc
+    found = read_as(Point, path, FORMAT, "Delete the point, or bring its file back.")
     if (found.vm.uuid, found.id) != (vm, point):
         raise InputError(
             f"{path}: belongs to point {found.id} of {found.vm.uuid}", "Bring the folder back where it was."
@@ -157,6 +149,15 @@ def read_manifest(path: Path, vm: str, point: str) -> Point:
 def manifest_text(point: BaseModel) -> bytes:
     """A manifest as it is stored: JSON for machines, in lines for people."""
     return point.model_dump_json(indent=1).encode() + b"\n"
+
+
+def read_as(kind: type[_Content], path: Path, known: int, fix: str) -> _Content:
+    """What a file has that `read_json` reads; InputError as from there, and with `fix` where a value in it is wrong."""
+    raw = read_json(path, known)
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as exc:
+        raise InputError(f"{path}: damaged: {_first_error(exc)}", fix) from exc
 
 
 def read_json(path: Path, known: int) -> dict[str, Any]:
@@ -177,13 +178,8 @@ def read_json(path: Path, known: int) -> dict[str, Any]:
     return raw
 
 
-def first_error(exc: ValidationError) -> str:
+def _first_error(exc: ValidationError) -> str:
     """In a line: where, and what."""
     error = exc.errors(include_url=False, include_input=False)[0]
     where, words = ".".join(map(str, error["loc"])), plain_words(error["msg"])
     return re.sub(r"\s+", " ", f"{where}: {words}" if where else words)
-
-
-def utc_now() -> datetime:
-    """The time, as points have it."""
-    return datetime.now(UTC)

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from sendense.errors import InputError
 from sendense.files import locked, storing, write_atomically
 from sendense.nbd.connect import Beat, no_beat
 from sendense.repository.layout import Layout
-from sendense.repository.points import first_error, manifest_text, read_json
+from sendense.repository.points import manifest_text, read_as
 from sendense.schedules import Schedule
 from sendense.throttles import Throttle
 
@@ -33,12 +32,8 @@ def read_settings(layout: Layout) -> RepositorySettings:
     path = layout.settings
     if not path.exists():
         return RepositorySettings()
-    raw = read_json(path, SETTINGS_FORMAT)
-    try:
-        return RepositorySettings.model_validate(raw)
-    except ValidationError as exc:
-        hint = "Correct the file, or bring it back from a copy of the repository."
-        raise InputError(f"{path}: damaged: {first_error(exc)}", hint) from exc
+    fix = "Correct the file, or bring it back from a copy of the repository."
+    return read_as(RepositorySettings, path, SETTINGS_FORMAT, fix)
 
 
 def change_settings(

@@ -10,11 +10,11 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
 from sendense import occurrences
+from sendense.beat import Beat
 from sendense.coordinator import submission
 from sendense.coordinator.asking import ask
 from sendense.coordinator.context import Context
@@ -23,12 +23,11 @@ from sendense.coordinator.site import choose_disks
 from sendense.errors import ClaimLost, Conflict, InputError, JobFailed, NotFound, SendenseError
 from sendense.jobs import presence
 from sendense.models import VmInfo
-from sendense.nbd.connect import Beat
 from sendense.notices import Told
 from sendense.occurrences import Occurrence
 from sendense.orders import BackupOrder, PruneOrder
 from sendense.requests import BackupRequest, DeleteRequest, JobView, MigrateRequest
-from sendense.schedules import Run, RunSummary, Schedule, Seen, Standing, Turn
+from sendense.schedules import MOST_TROUBLES, Run, Schedule, Seen, Standing, Turn
 from sendense.service.operations import Operations
 from sendense.service.ordering import request_of
 from sendense.service.runs import Runs, told_mark
@@ -39,17 +38,11 @@ SITE_SECONDS = 45.0
 PATIENT_SECONDS = 5.0
 """A site that took longer to fail is left alone for a while, by all schedules."""
 
-MOST_TROUBLES = 20
-"""Of a run that are kept, and told."""
-
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
 class _Silent(Exception):
-    """A site that does not answer now."""
-
-    why: str
+    """A site that does not answer now, and why."""
 
 
 class Attendance:
@@ -113,12 +106,7 @@ class Attendance:
         if old:
             carried = [each for turn in old.turns if (each := _carried(self._follow(old, turn)))]
             old = old if old.ended else self._ended(old)
-            before = RunSummary(
-                start=old.start,
-                ended=old.ended or self._now,
-                count=old.count(),
-                troubles=old.troubles()[:MOST_TROUBLES],
-            )
+            before = old.summary()
         if schedule.vm:
             turns = [turn for turn in carried if turn.vm.uuid == schedule.vm.uuid] or [Turn(vm=schedule.vm)]
             sites = set[str]()
@@ -245,8 +233,8 @@ class Attendance:
                 return self._resume(turn, waits)
             return self._submit(run, turn, waits)
         except _Silent as exc:
-            self._silent[turn.vm.site] = exc.why
-            return turn.model_copy(update={**waits, "note": exc.why})
+            self._silent[turn.vm.site] = why = str(exc)
+            return turn.model_copy(update={**waits, "note": why})
 
     def _resume(self, turn: Turn, waits: dict[str, object]) -> Turn:
         try:
@@ -297,8 +285,7 @@ class Attendance:
         try:
             found = self._within(site, lambda: self._hub.vms(site))
         except (_Silent, InputError) as exc:
-            why = exc.why if isinstance(exc, _Silent) else str(exc)
-            self._silent[site] = why
+            self._silent[site] = why = str(exc)
             return self._save(run.model_copy(update={"sites": {**run.sites, site: why}}), run.turns)
         known = {turn.vm.uuid for turn in run.turns if turn.vm.uuid}
         new = [_first_turn(vm) for vm in found if vm.ref.uuid not in known]
@@ -390,8 +377,11 @@ class Attendance:
         began = time.monotonic()
         self._deadline = began + SITE_SECONDS
         try:
-            return ask()
-        except (ClaimLost, InputError):
+            found = ask()
+        except ClaimLost:
+            raise
+        except InputError:
+            self._runs.say_heard(site)
             raise
         except SendenseError as exc:
             if time.monotonic() - began > PATIENT_SECONDS:
@@ -399,6 +389,8 @@ class Attendance:
             raise _Silent(str(exc)) from exc
         finally:
             self._deadline = math.inf
+        self._runs.say_heard(site)
+        return found
 
     def _beat_in_time(self) -> None:
         self._beat()

@@ -9,17 +9,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
+from sendense.beat import Beat
 from sendense.coordinator.context import Context
 from sendense.coordinator.outbox import BEGINNING, Entry, Outbox, Standing
 from sendense.errors import Conflict, SendenseError
 from sendense.jobs import broker
 from sendense.jobs.reading import readable
-from sendense.nbd.connect import Beat
 from sendense.notices import DeliveredNotice, Notice, NoticeSent, NoticesView, ReceiverView, Told, WaitingNotice
-from sendense.receivers import Receiver
+from sendense.receivers import Notices, Receiver
 from sendense.repository.settings import read_settings
 from sendense.service import mail, webhook
 from sendense.service.notices import OCCASIONS, notice_of, plain
@@ -56,16 +56,7 @@ FAULT_LETTERS = 300
 SHOWN = 100
 """Of the notices that wait, how many are listed."""
 
-SENDERS: dict[Receiver, Callable[..., Outcome]] = {"webhook": webhook.post, "mail": mail.send}
-
-
-@dataclass(frozen=True, slots=True)
-class _Next:
-    """What a receiver gets next: nothing, or an entry and the notice of it. `behind`: where it stands before it."""
-
-    behind: Standing
-    entry: Entry | None = None
-    notice: Notice | None = None
+SENDERS: dict[Receiver, Callable[[Notices, Notice], Outcome]] = {"webhook": webhook.post, "mail": mail.send}
 
 
 def deliver(context: Context, beat: Beat) -> None:
@@ -109,33 +100,33 @@ def _deliver_to(receiver: Receiver, context: Context, outbox: Outbox, stop: thre
     deadline = time.monotonic() + RUN_SECONDS
     while not stop.is_set() and time.monotonic() < deadline:
         before = outbox.standing(receiver)
-        following = _following(context, outbox, before or _joining(context))
-        if not following.notice or not following.entry:
-            if following.behind != before:
-                outbox.stand(receiver, before, following.behind)
+        behind, following = _following(context, outbox, before or _joining(context))
+        if not following:
+            if behind != before:
+                outbox.stand(receiver, before, behind)
             return
-        if 0 < following.behind.due - context.jobs.clock() <= MOST_SECONDS:  # later: the clock was set back
+        if 0 < behind.due - context.jobs.clock() <= MOST_SECONDS:  # later: the clock was set back
             return
-        entry, *left = following.behind.left.split(" ")
-        notice = with_prospects(context, following.notice)
-        outcome = _attempt(receiver, context, notice, left if entry == following.entry.id else [])
-        now, told = _judge(receiver, following, following.entry, following.notice, outcome, context.jobs.clock())
+        entry, notice = following
+        begun, *left = behind.left.split(" ")
+        outcome = _attempt(receiver, context, with_prospects(context, notice), left if begun == entry.id else [])
+        now, told = _judge(receiver, behind, entry, notice, outcome, context.jobs.clock())
         given_up = bool(told and outcome.error)
-        if not outbox.stand(receiver, before, now, told, given_up) or now.passed == following.behind.passed:
+        if not outbox.stand(receiver, before, now, told, given_up) or now.passed == behind.passed:
             return
 
 
-def _following(context: Context, outbox: Outbox, standing: Standing) -> _Next:
-    """The next notice that the receiver gets, and where it stands once it passed all that it does not get."""
+def _following(context: Context, outbox: Outbox, standing: Standing) -> tuple[Standing, tuple[Entry, Notice] | None]:
+    """Where the receiver stands once it passed all that it does not get, and the entry that it gets next, if any."""
     for entry in outbox.behind(standing.passed):
         if standing.number and entry.number > standing.number + 1:  # the oldest went, as too many waited
             standing = replace(
                 standing, number=entry.number - 1, lost=standing.lost + entry.number - standing.number - 1
             )
         if notice := wanted(context, entry):
-            return _Next(standing, entry, notice)
+            return standing, (entry, notice)
         standing = Standing(entry.id, entry.number, lost=standing.lost)
-    return _Next(standing)
+    return standing, None
 
 
 def _joining(context: Context) -> Standing:
@@ -185,10 +176,9 @@ def _attempt(receiver: Receiver, context: Context, notice: Notice, left: Collect
 
 
 def _judge(
-    receiver: Receiver, following: _Next, entry: Entry, notice: Notice, outcome: Outcome, now: float
+    receiver: Receiver, behind: Standing, entry: Entry, notice: Notice, outcome: Outcome, now: float
 ) -> tuple[Standing, str]:
     """Where the receiver stands after an attempt, and what is to be told of the notice; empty while it waits."""
-    behind = following.behind
     attempts = behind.attempts + 1
     gives_up = outcome.error and (outcome.final or now - entry.time > GIVE_UP_SECONDS)
     fields = {"action": "notice", "receiver": receiver, "notice": notice.id}

@@ -12,9 +12,9 @@ from sendense.jobs import queues
 from sendense.models import VmRef
 from sendense.requests import JobState
 from sendense.service.figures import HubFigures, RepositoryFigures, batches
+from sendense.views import Kind
 
 _TASKS = (queues.SURVEY, queues.COPY_EXTENTS, queues.SETTLE, queues.ADVANCE, queues.ANSWER, queues.ROUTINE)
-_KINDS = ("backup", "restore", "verify", "migrate", "delete")
 _ENDS = ("succeeded", "failed", "cancelled", "different")
 _VM = ("vm", "uuid")
 
@@ -60,7 +60,7 @@ def _of_jobs(hub: HubFigures) -> Iterator[Metric]:
         ("state",),
         (((state,), count) for state, count in states.items()),
     )
-    ends = {(kind, state): 0 for kind in _KINDS for state in _ENDS}
+    ends = {(kind, state): 0 for kind in get_args(Kind) for state in _ENDS}
     yield _counter(
         "sendense_jobs_ended",
         "Ends of jobs; a job that is resumed ends again.",

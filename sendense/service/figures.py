@@ -19,7 +19,6 @@ from sendense.repository.finding import is_new
 from sendense.repository.points import Point
 from sendense.repository.settings import read_settings
 from sendense.requests import JobView
-from sendense.schedules import Schedule
 from sendense.service import scheduling, watching
 from sendense.service.watching import SiteLook
 from sendense.settings import Settings
@@ -169,21 +168,25 @@ class RepositoryReader:
         self._repository: Repository | None = None
 
     def read(self) -> RepositoryFigures:
-        """What the repository tells; InputError or OSError where it is not there, or no folder of ours."""
+        """
+        What the repository tells; InputError or OSError where it is not there, or no folder of ours.
+
+        Once one was there, an empty folder is no new one: its file system is not mounted.
+        """
         path = self._settings.repository
         if path and not self._repository and is_new(path):
             usage = shutil.disk_usage(path if path.exists() else path.absolute().parent)
             return RepositoryFigures(free=usage.free, size=usage.total)
         repository = self._repository = self._repository or open_repository(self._settings, create=False)
         if not repository.layout.marker.exists():
-            self._repository = None
             raise InputError(f"{path}: is no repository any more", "Is its file system mounted?")
         usage = shutil.disk_usage(repository.layout.root)
+        sound, broken = repository.sound_and_broken()
         points: dict[str, list[Point]] = {}
-        for point in repository.points():  # the oldest first
+        for point in sound:  # the oldest first
             points.setdefault(point.vm.uuid, []).append(point)
         vms = [VmFigures(each[-1].vm, len(each), each[-1].created.timestamp()) for each in points.values()]
-        return RepositoryFigures(free=usage.free, size=usage.total, vms=vms, broken=len(repository.broken()))
+        return RepositoryFigures(free=usage.free, size=usage.total, vms=vms, broken=len(broken))
 
 
 def read_overdue(context: Context) -> list[tuple[VmRef, float]]:
@@ -197,11 +200,5 @@ def read_overdue(context: Context) -> list[tuple[VmRef, float]]:
     now = context.jobs.clock()
     late = {each.vm.uuid: (each.vm, now - each.due.timestamp()) for each in scheduling.overdue(context)}
     refs = [known.ref for known in context.repository.vms()]
-    found = {ref.uuid: (ref, 0.0) for ref in refs if any(_is_for(schedule, ref) for schedule in schedules)}
+    found = {ref.uuid: (ref, 0.0) for ref in refs if any(each.is_for(ref) for each in schedules)}
     return list((found | late).values())
-
-
-def _is_for(schedule: Schedule, vm: VmRef) -> bool:
-    if schedule.paused:
-        return False
-    return schedule.vm.uuid == vm.uuid if schedule.vm else schedule.site in ("", vm.site)

@@ -2,9 +2,9 @@
 
 from datetime import UTC, datetime
 
+from sendense.beat import Beat
 from sendense.coordinator.context import Context
 from sendense.coordinator.outbox import Outbox
-from sendense.nbd.connect import Beat
 from sendense.notices import OverdueVm
 from sendense.service import scheduling
 from sendense.service.notices import overdue_notice, well_notice

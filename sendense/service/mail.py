@@ -11,13 +11,13 @@ from email.policy import SMTP
 from email.utils import format_datetime
 from textwrap import wrap
 
+from sendense.addresses import host_and_port
 from sendense.files import read_secret
 from sendense.notices import Notice
 from sendense.receivers import Notices
 from sendense.service.bounded import within
 from sendense.service.notices import plain, show_time
 from sendense.service.webhook import Outcome, trusting
-from sendense.settings import host_and_port
 
 MAIL_SECONDS = 20.0
 """For all of an attempt, from the name's look-up on; a server that greylists or looks names up answers within ten."""

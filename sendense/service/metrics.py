@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from typing import Generic, TypeVar
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -48,9 +48,7 @@ class Metrics:
 
 def render(found: Iterable[Metric]) -> bytes:
     """Metrics in Prometheus' text format."""
-    registry = CollectorRegistry()
-    registry.register(_Found(found))
-    return generate_latest(registry)
+    return generate_latest(_Found(found))
 
 
 class _Look(Generic[T]):
@@ -91,7 +89,7 @@ class _Look(Generic[T]):
 
 class _Found(Collector):
     def __init__(self, found: Iterable[Metric]) -> None:
-        self._found = list(found)
+        self._found = found
 
     def collect(self) -> Iterable[Metric]:
         return self._found

@@ -3,6 +3,7 @@
 import re
 from contextlib import suppress
 
+from sendense.beat import Beat, no_beat
 from sendense.coordinator import cleaning, submission
 from sendense.coordinator.asking import ask
 from sendense.coordinator.context import Context, open_repository
@@ -13,7 +14,6 @@ from sendense.jobs import broker, presence
 from sendense.jobs.throttle import Throttles
 from sendense.maps import CopyMap, Part
 from sendense.models import VmInfo, VmRef
-from sendense.nbd.connect import Beat, no_beat
 from sendense.notices import NoticeSent, NoticesView
 from sendense.orders import DeleteOrder, Order, PreviewOrder, PruneOrder, ScheduleOrder, ThrottleOrder
 from sendense.repository import merge
@@ -86,7 +86,11 @@ class Operations:
 
     def sites(self) -> list[SiteView]:
         """The sites that the hub knows."""
-        nodes, own, living = self.nodes(), self._context.settings.sites, self._living_sites()
+        nodes, own, living = (
+            presence.nodes(self._context.ledger.client),
+            self._context.settings.sites,
+            self._living_sites(),
+        )
         names = sorted({*own, *living, *(node.site for node in nodes)})
         return [
             SiteView(
@@ -295,11 +299,9 @@ class Operations:
     def nodes(self) -> list[NodeView]:
         """The nodes that live."""
         client = self._context.ledger.client
-        drained, limits = presence.drained(client), Throttles(client)
-        return [
-            NodeView(**node.model_dump(), drained=node.name in drained, limit=limits.look(node.site).rate)
-            for node in presence.nodes(client)
-        ]
+        nodes, drained, throttles = presence.nodes(client), presence.drained(client), Throttles(client)
+        limits = {site: throttles.look(site).rate for site in {node.site for node in nodes}}
+        return [NodeView(**node.model_dump(), drained=node.name in drained, limit=limits[node.site]) for node in nodes]
 
     def drain(self, node: str) -> NodeView:
         """Have a node take no more work."""

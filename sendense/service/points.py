@@ -23,9 +23,9 @@ def named_vms(repository: Repository, vm: str) -> list[KnownVm]:
 
 def points_of(repository: Repository, known: KnownVm) -> VmPoints:
     """The points of one VM."""
-    uuid = known.ref.uuid
-    broken = [BrokenPoint(id=each.id, vm=each.vm, reason=each.reason) for each in repository.broken(uuid)]
-    return VmPoints(vm=known.ref, path=known.path, points=repository.points(uuid), broken=broken)
+    sound, unusable = repository.sound_and_broken(known.ref.uuid)
+    broken = [BrokenPoint(id=each.id, vm=each.vm, reason=each.reason) for each in unusable]
+    return VmPoints(vm=known.ref, path=known.path, points=sound, broken=broken)
 
 
 def details(repository: Repository, text: str) -> PointDetails:
@@ -59,13 +59,14 @@ def chain(repository: Repository, text: str) -> list[DiskChain]:
 
 def usage(repository: Repository) -> RepositoryUsage:
     """What the repository takes, and what is left on its file system."""
+    sound, broken = repository.sound_and_broken()
     return RepositoryUsage(
         path=str(repository.layout.root),
         stored=repository.usage(),
         free=repository.free(),
         vms=len(all_vms(repository)),
-        points=len(repository.points()),
-        broken=len(repository.broken()),
+        points=len(sound),
+        broken=len(broken),
     )
 
 

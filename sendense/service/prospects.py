@@ -5,7 +5,6 @@ from datetime import datetime
 from sendense import occurrences
 from sendense.coordinator.context import Context, open_repository
 from sendense.errors import SendenseError
-from sendense.models import VmRef
 from sendense.notices import Notice
 from sendense.repository.finding import is_new
 from sendense.repository.settings import read_settings
@@ -57,17 +56,9 @@ def _show_age(seconds: float) -> str:
 
 def _following(request: BackupRequest, schedules: list[Schedule], ended: datetime) -> str:
     began = f"begun by schedule {plain(request.schedule)}" if request.schedule else "begun by no schedule"
-    runs = [
-        (occurrences.following(each, ended).start, each.name)
-        for each in schedules
-        if not each.paused and _is_for(each, request.vm)
-    ]
+    runs = [(occurrences.following(each, ended).start, each.name) for each in schedules if each.is_for(request.vm)]
     if not runs:
         return f"{began}; it is not tried again by itself"
     start, name = min(runs)
     which = "it" if name == request.schedule else f"schedule {name}"
     return f"{began}; {which} tries again at {show_time(start)}, by itself"
-
-
-def _is_for(schedule: Schedule, vm: VmRef) -> bool:
-    return schedule.vm.uuid == vm.uuid if schedule.vm else schedule.site in ("", vm.site)

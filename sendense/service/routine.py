@@ -8,12 +8,13 @@ to be done, and not at when it was called.
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
+from sendense.beat import Beat
 from sendense.coordinator.context import Context
 from sendense.errors import ClaimLost, SendenseError
 from sendense.jobs import broker, presence
-from sendense.nbd.connect import Beat
 from sendense.service import delivery, lateness, scheduling, throttling, watching
 
 log = logging.getLogger(__name__)
@@ -58,4 +59,6 @@ def run(context: Context, name: str, owner: str) -> None:
         pass  # of the duty, which another process is at; or of something that it does: the next look sees to that
     except (SendenseError, *broker.Unavailable) as exc:
         log.warning("duty %s: %s", name, exc, extra={"action": "duty"})
-    presence.let_go(client, thing, owner)
+    finally:
+        with suppress(*broker.Unavailable):
+            presence.let_go(client, thing, owner)

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 _STANDINGS, _SEEN = "sendense:schedules", "sendense:schedules:seen"
 _SEEN_VMS: TypeAdapter[dict[str, Seen]] = TypeAdapter(dict[str, Seen])
 
-SILENT_SECONDS = 60
-"""A site that did not answer in its time is not asked again for so long: all that is to be looked after would wait."""
+SILENT_SECONDS, MOST_SILENT_SECONDS = 60, 600
+"""For which a site that did not answer in its time is not asked again, doubled each time, and at most: all schedules
+wait while one is asked, and there may be several such sites."""
 
 
 class Runs:
@@ -29,15 +30,14 @@ class Runs:
     def __init__(self, client: "redis.Redis") -> None:
         self._redis = client
 
-    def all(self) -> dict[str, Standing]:
-        """By the schedules' names."""
-        found = cast(dict[bytes, bytes], self._redis.hgetall(_STANDINGS))
-        return {name.decode(): _read(name.decode(), text) for name, text in found.items()}
-
     def get(self, name: str) -> tuple[Standing, str]:
         """How a schedule stands."""
         text = cast(bytes | None, self._redis.hget(_STANDINGS, name))
-        return (_read(name, text), text.decode()) if text else (Standing(), "")
+        if not text:
+            return Standing(), ""
+        # One that cannot be read is begun anew: restore points show what was done.
+        found = readable(f"schedule {name}", partial(Standing.model_validate_json, text))
+        return found or Standing(), text.decode()
 
     def put(self, name: str, before: str, standing: Standing) -> str:
         """Replace a record; its new text. ClaimLost when somebody else has changed it meanwhile."""
@@ -56,22 +56,28 @@ class Runs:
         self._redis.hset(_SEEN, name, _SEEN_VMS.dump_json(seen).decode())
 
     def silence(self, site: str) -> str:
-        """Why a site is not to be asked now: it did not answer within the last SILENT_SECONDS; empty if it may be."""
+        """Why a site is not to be asked now: it did not answer lately; empty if it may be."""
         why = cast(bytes | None, self._redis.get(_silent(site)))
         return why.decode() if why else ""
 
     def say_silent(self, site: str, why: str) -> None:
-        """Have nobody ask a site for SILENT_SECONDS."""
-        self._redis.set(_silent(site), why, ex=SILENT_SECONDS)
+        """Have nobody ask a site for a while, longer with each time in a row."""
+        before = self._redis.incr(_silences(site)) - 1
+        self._redis.expire(_silences(site), 2 * MOST_SILENT_SECONDS)
+        self._redis.set(_silent(site), why, ex=min(SILENT_SECONDS * 2 ** min(before, 10), MOST_SILENT_SECONDS))
+
+    def say_heard(self, site: str) -> None:
+        """Say that it has answered."""
+        self._redis.delete(_silences(site))
 
     def keep(self, names: Iterable[str]) -> None:
         """Forget all schedules but these, and what was told of them."""
-        known = set(names)
-        for key in (_STANDINGS, _SEEN):
-            there = {name.decode() for name in cast(list[bytes], self._redis.hkeys(key))}
-            if gone := there - known:
-                outbox, marks = Outbox(self._redis), {told_mark(name) for name in gone}
-                outbox.enter("", "", {mark: (text, "") for mark, text in outbox.marks().items() if mark in marks})
+        keys = (_STANDINGS, _SEEN)
+        there = {name.decode() for key in keys for name in cast(list[bytes], self._redis.hkeys(key))}
+        if gone := there.difference(names):
+            outbox, marks = Outbox(self._redis), set(map(told_mark, gone))
+            outbox.enter("", "", {mark: (text, "") for mark, text in outbox.marks().items() if mark in marks})
+            for key in keys:
                 self._redis.hdel(key, *gone)
 
     @cached_property
@@ -88,6 +94,6 @@ def _silent(site: str) -> str:
     return f"sendense:schedules:silent:{site}"
 
 
-def _read(name: str, text: bytes) -> Standing:
-    """One that cannot be read is begun anew: restore points show what was done."""
-    return readable(f"schedule {name}", partial(Standing.model_validate_json, text)) or Standing()
+def _silences(site: str) -> str:
+    """Where it is counted how many times in a row it was."""
+    return f"sendense:schedules:silences:{site}"

@@ -6,11 +6,11 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from sendense import occurrences
+from sendense.beat import Beat
 from sendense.coordinator.context import Context, open_repository
 from sendense.errors import ClaimLost, Conflict, InputError, NotFound
 from sendense.jobs import broker, presence
 from sendense.models import VmRef
-from sendense.nbd.connect import Beat
 from sendense.orders import BackupOrder, Order, ScheduleOrder
 from sendense.repository.finding import is_new
 from sendense.repository.layout import Layout
@@ -35,12 +35,12 @@ class Schedules:
         self._context, self._beat = context, beat
 
     def all(self) -> list[ScheduleView]:
-        """All schedules, by their names."""
+        """All schedules, by their names, without the VMs of their runs."""
         return self._views(sorted(self._read(), key=lambda each: each.name))
 
     def one(self, name: str) -> ScheduleView:
-        """A schedule; NotFound for none."""
-        return self._views([_named(self._read(), name)])[0]
+        """A schedule, with each VM of its latest run; NotFound for none."""
+        return self._views([_named(self._read(), name)], with_run=True)[0]
 
     def add(
         self, order: ScheduleOrder, request_of: Callable[[Order], tuple[JobRequest, str]], sites: list[str]
@@ -124,22 +124,14 @@ class Schedules:
         if known and site not in known:
             raise NotFound(f"site {site}: not known here", f"Known are: {', '.join(sorted(known))}.")
 
-    def _views(self, schedules: list[Schedule]) -> list[ScheduleView]:
+    def _views(self, schedules: list[Schedule], *, with_run: bool = False) -> list[ScheduleView]:
         standings, served = dict[str, Standing](), False
         with suppress(*broker.Unavailable):
             client = self._context.ledger.client
             served = presence.routine_silence(client) < SERVED_SECONDS
-            standings = Runs(client).all()
+            standings = {each.name: Runs(client).get(each.name)[0] for each in schedules}
         now = self._now()
-        return [
-            ScheduleView(
-                schedule=each,
-                following=None if each.paused else occurrences.following(each, now).start,
-                standing=standings.get(each.name, Standing()),
-                is_served=served,
-            )
-            for each in schedules
-        ]
+        return [_view(each, standings.get(each.name, Standing()), now, served, with_run) for each in schedules]
 
     def _read(self) -> list[Schedule]:
         path = self._context.settings.repository
@@ -172,6 +164,20 @@ def _named(known: list[Schedule], name: str) -> Schedule:
             return each
     names = ", ".join(sorted(each.name for each in known))
     raise NotFound(f"schedule {name}: no such schedule", f"There are: {names}." if names else "There is none yet.")
+
+
+def _view(schedule: Schedule, standing: Standing, now: datetime, served: bool, with_run: bool) -> ScheduleView:
+    run = standing.run
+    return ScheduleView(
+        schedule=schedule,
+        following=None if schedule.paused else occurrences.following(schedule, now).start,
+        latest=run.summary() if run else None,
+        before=standing.before,
+        run=run if with_run else None,
+        asked=standing.asked,
+        trouble=standing.trouble,
+        is_served=served,
+    )
 
 
 def _schedule(order: ScheduleOrder, vm: VmRef | None, now: datetime) -> Schedule:

@@ -1,15 +1,13 @@
 """What a hub does about its schedules: looks after each every few seconds, and knows which VMs are overdue."""
 
 import logging
-from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from sendense import occurrences
-from sendense.beat import no_beat
+from sendense.beat import Beat, no_beat
 from sendense.coordinator.context import Context
 from sendense.errors import ClaimLost, SendenseError
 from sendense.jobs import broker
-from sendense.nbd.connect import Beat
 from sendense.occurrences import Overdue
 from sendense.repository.finding import is_new
 from sendense.repository.settings import read_settings
@@ -60,25 +58,22 @@ def overdue(context: Context, beat: Beat = no_beat) -> list[Overdue]:
     if not path or is_new(path):
         return []
     repository = context.repository
-    known = repository.vms(beat)
+    schedules = [(each, _vms_of(context, each, beat)) for each in read_settings(repository.layout).schedules]
     newest = {}
-    for vm in known:
+    for uuid in {seen.vm.uuid for _, vms in schedules for seen in vms}:
         beat()
-        if point := repository.latest(vm.ref.uuid):
-            newest[vm.ref.uuid] = point.created
-    runs = Runs(context.ledger.client)
+        if point := repository.latest(uuid):
+            newest[uuid] = point.created
+    return occurrences.overdue(schedules, newest, datetime.fromtimestamp(context.jobs.clock(), UTC))
 
-    def vms_of(schedule: Schedule) -> Iterable[Seen]:
-        if schedule.vm:
-            return [Seen(vm=schedule.vm, since=schedule.since)]
-        seen = runs.seen(schedule.name)
-        if seen is not None:
-            return seen.values()
-        # Nobody could be asked yet: those that were backed up before.
-        return [
-            Seen(vm=vm.ref, since=schedule.since) for vm in known if not schedule.site or vm.ref.site == schedule.site
-        ]
 
-    schedules = read_settings(repository.layout).schedules
-    now = datetime.fromtimestamp(context.jobs.clock(), UTC)
-    return occurrences.overdue([(schedule, vms_of(schedule)) for schedule in schedules], newest, now)
+def _vms_of(context: Context, schedule: Schedule, beat: Beat) -> list[Seen]:
+    beat()
+    if schedule.vm:
+        return [Seen(vm=schedule.vm, since=schedule.since)]
+    seen = Runs(context.ledger.client).seen(schedule.name)
+    if seen is not None:
+        return list(seen.values())
+    # Nobody could be asked yet: those that were backed up before.
+    known = (vm.ref for vm in context.repository.vms(beat))
+    return [Seen(vm=ref, since=schedule.since) for ref in known if not schedule.site or ref.site == schedule.site]

@@ -4,10 +4,10 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
+from sendense.beat import Beat
 from sendense.coordinator.context import Context
 from sendense.errors import Conflict, InputError, NotFound
 from sendense.jobs.throttle import Throttles
-from sendense.nbd.connect import Beat
 from sendense.orders import ThrottleOrder
 from sendense.repository.finding import is_new
 from sendense.repository.settings import RepositorySettings, change_settings, read_settings

@@ -5,6 +5,7 @@ Such a snapshot grows until its datastore is full. `sendense jobs clean` removes
 """
 
 import logging
+from functools import partial
 from typing import cast
 
 from pydantic import Field
@@ -14,6 +15,7 @@ from sendense.coordinator.context import Context
 from sendense.coordinator.site import SNAPSHOT_PREFIX
 from sendense.errors import SendenseError
 from sendense.jobs import presence
+from sendense.jobs.reading import readable
 from sendense.models import Record, SnapshotAge, VmRef
 from sendense.nbd.connect import Beat
 
@@ -65,9 +67,14 @@ def watch(context: Context, beat: Beat) -> None:
 
 
 def looks(context: Context) -> dict[str, SiteLook]:
-    """What each site said last."""
+    """What each site said last, but for what another version wrote that cannot be read here."""
     found = cast(dict[bytes, bytes], context.ledger.client.hgetall(_KEY))
-    return {site.decode(): SiteLook.model_validate_json(text) for site, text in found.items()}
+    texts = {site.decode(): text for site, text in found.items()}
+    looks = {
+        site: readable(f"what site {site} said", partial(SiteLook.model_validate_json, text))
+        for site, text in texts.items()
+    }
+    return {site: look for site, look in looks.items() if look}
 
 
 def _look(context: Context, site: str, before: SiteLook | None, beat: Beat) -> SiteLook:

@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from sendense.addresses import is_loopback
 from sendense.errors import InputError
 from sendense.files import read_secret
 from sendense.notices import Notice
 from sendense.receivers import Notices
-from sendense.settings import is_loopback
 
 WEBHOOK_SECONDS = 15.0
 """For all of an attempt, from the name's look-up to the status: a receiver that does more should do it afterwards."""
@@ -76,7 +76,7 @@ def trusting(notices: Notices) -> ssl.SSLContext:
     """Whom to believe that a receiver is who it says; InputError when the file cannot be read."""
     try:
         return ssl.create_default_context(cafile=notices.ca_file)
-    except (OSError, ssl.SSLError) as exc:
+    except OSError as exc:
         what = getattr(exc, "strerror", None) or exc
         raise InputError(
             f"ca_file {notices.ca_file}: {what}", "It has to be the PEM certificate of who signed the receivers'."

@@ -12,7 +12,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from sendense.lab.client import LabClient
 from sendense.units import GiB, show_bytes
 from sendense.views import Job
 from tests.bench.copy import BenchError, copy_once, versions, work_folder
+from tests.servers import free_port
 from tests.site import LabSite
 
 SITE = "lab"
@@ -54,7 +54,7 @@ class Machines:
 
     def __init__(self, site: LabSite, folder: Path, state: Path, rate: int) -> None:
         self._site, self._folder, self._state = site, folder, state
-        self._redis, self._exports = f"127.0.0.1:{_free_port()}", f"127.0.0.1:{_free_port()}"
+        self._redis, self._exports = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
         self._password = state / "redis.password"
         self._password.touch(0o600)
         self._password.write_text(secrets.token_urlsafe() + "\n")
@@ -164,12 +164,6 @@ def measure(machines: Machines, vm: str, nodes: int) -> Job:
 
 def _sendense() -> str:
     return str(Path(sys.executable).with_name("sendense"))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -21,9 +21,10 @@ import pytest
 from sendense.api.limits import BODY_BYTES
 from sendense.api.server import HEAD_SECONDS
 from sendense.api.streams import HEARTBEAT_SECONDS, STREAMS
-from tests.api import ANSWER_SECONDS, Api, free_port, open_api, problem
+from tests.api import ANSWER_SECONDS, Api, open_api, problem
 from tests.backup import WAIT_SECONDS, Backups, patiently
 from tests.hub import open_hub
+from tests.servers import free_port
 from tests.site import LabSite, MiB, open_site
 
 STREAM = {"Accept": "text/event-stream"}

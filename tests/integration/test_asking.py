@@ -20,10 +20,9 @@ from sendense.errors import Cancelled, InputError, JobFailed, NotFound, SiteSile
 from sendense.jobs import broker, presence
 from sendense.models import VmInfo
 from sendense.orders import PreviewOrder
-from sendense.settings import Settings
 from sendense.views import Preview
 from tests.backup import patiently
-from tests.hub import Hub, open_hub
+from tests.hub import Hub, context_of
 from tests.site import LabSite, MiB, open_site
 
 WAIT_SECONDS = 60.0
@@ -40,18 +39,10 @@ def site() -> Iterator[LabSite]:
         yield site
 
 
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    """A Redis."""
-    with open_hub() as hub:
-        yield hub
-
-
 @pytest.fixture
 def context(hub: Hub) -> Context:
     """A hub whose settings know no site."""
-    hub.client.flushall()
-    return Context(Settings(), hub.ledger, Jobs(hub.client), broker.make_app(hub.url))
+    return context_of(hub)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """A task whose claim is lost, as its process was stopped for long: it writes nothing any more."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,11 @@ from sendense.nbd.connect import connect
 from sendense.nbd.transfer import Limits, Transfer
 from sendense.nbd.uri import parse
 from sendense.units import KiB, MiB
-from tests.hub import Hub, open_hub
+from tests.hub import Hub
 from tests.servers import nbdkit
 
 SIZE = 8 * MiB
 LIMITS = Limits(64 * KiB, 4, 10.0)
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    """A Redis without jobs."""
-    with open_hub() as hub:
-        yield hub
 
 
 @pytest.mark.parametrize("zero", [False, True])

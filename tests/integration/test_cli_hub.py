@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from sendense.views import Job
-from tests.api import Api, free_port, open_api
+from tests.api import Api
 from tests.backup import COMMAND_SECONDS, WAIT_SECONDS, Backups, MiB, patiently
 from tests.integration.support import Result, same_image, tool
+from tests.servers import free_port
 from tests.site import LabSite, open_site
 
 SLOW = MiB
@@ -23,13 +24,6 @@ def site() -> Iterator[LabSite]:
     """Machines with two small disks each."""
     with open_site(vms=4, disk_size=16 * MiB, fill=4 * MiB) as site:
         yield site
-
-
-@pytest.fixture(scope="module")
-def api(backups: Backups) -> Iterator[Api]:
-    """The API of a hub that is up."""
-    with open_api(backups) as api:
-        yield api
 
 
 class Far:

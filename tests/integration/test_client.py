@@ -29,8 +29,9 @@ from sendense.errors import (
 from sendense.orders import BackupOrder, DeleteOrder, PreviewOrder, PruneOrder
 from sendense.service.hub import Hub
 from sendense.views import Job
-from tests.api import Api, free_port, open_api
+from tests.api import Api, open_api
 from tests.backup import COMMAND_SECONDS, Backups, MiB, patiently
+from tests.servers import free_port
 from tests.site import LabSite, open_site
 
 ROOT = Path(__file__).parents[2]
@@ -44,13 +45,6 @@ def site() -> Iterator[LabSite]:
     """Machines with one small disk each."""
     with open_site(vms=7, disks=1, disk_size=16 * MiB, fill=4 * MiB) as site:
         yield site
-
-
-@pytest.fixture(scope="module")
-def api(backups: Backups) -> Iterator[Api]:
-    """The API of a hub that is up."""
-    with open_api(backups) as api:
-        yield api
 
 
 @pytest.fixture(scope="module")

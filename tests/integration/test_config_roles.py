@@ -79,7 +79,7 @@ def test_a_hub(lab: Lab, tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         text = f'tls_dir = "{folder}"\nredis_listen = "127.0.0.1:{free_port()}"\n'
         things = found(lab, config(tmp_path, text))
-        assert "ca-cert.pem ends" in things["certificates"] or "-cert.pem ends" in things["certificates"]
+        assert "-cert.pem ends" in things["certificates"]
         assert "api_listen" not in things
         error, hint = wrong(lab, config(tmp_path, f'{text}api_listen = "127.0.0.1:{port}"\n'))
         assert f"api_listen: 127.0.0.1:{port}: Address already in use" in error
@@ -123,6 +123,13 @@ def test_options_are_named_as_they_were_given(lab: Lab, arguments: list[str], sa
     """An option that is wrong is blamed, not the variable that it becomes."""
     result = lab.run(*arguments)
     assert (result.status, said in result.error[0]) == (2, True), result
+
+
+def test_the_doctor_names_its_option(lab: Lab) -> None:
+    """So does the doctor, which has it among what it finds."""
+    result = lab.run("doctor", "--node", "--site", "oslo", "--name", "a b", "--json")
+    (found,) = json.loads(result.stdout)["findings"]
+    assert (result.status, found["detail"].startswith("--name = 'a b'")) == (1, True), result
 
 
 def test_a_token_is_no_password(lab: Lab, tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ pytestmark = pytest.mark.timeout(900)  # a Debian is downloaded and installed
 
 
 @pytest.fixture(scope="module")
-def image() -> Iterator[Debian]:
+def image(debian_base: Path) -> Iterator[Debian]:
     """The image: what RUN runs after COPY."""
-    with open_debian() as debian:
+    with open_debian(debian_base) as debian:
         debian.copy_source()
         for step in container_file("hub")["RUN"]:
             done = debian.run(*json.loads(step))

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -23,9 +24,9 @@ def ok(done: "subprocess.CompletedProcess[str]") -> str:
 
 
 @pytest.mark.timeout(900)  # a Debian is downloaded, installed and booted
-def test_install() -> None:
+def test_install(debian_base: Path) -> None:
     """It starts once it is configured, works under its unit's restrictions, and keeps what is an operator's."""
-    with open_debian() as debian:
+    with open_debian(debian_base) as debian:
         ok(debian.run("apt-get", "-qq", "update"))
         ok(debian.run("apt-get", "-qq", "-y", "--no-install-recommends", "install", "systemd-sysv", "dbus", "sudo"))
         debian.copy_source()

@@ -4,13 +4,11 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 
-from sendense.cli.main import app
 from sendense.settings import load_settings
+from tests.commands import GENERAL, command_of, unknown_options
 from tests.docs import ROOT, Line, Room, open_room, pages
 from tests.stories import STORIES, Story, Way, furnish, must, of, spoken, typed, way_of
 
@@ -33,22 +31,6 @@ def test_every_line_has_a_rule(name: str) -> None:
 # The command's own words
 
 
-def command_of(words: list[str]) -> tuple[Any, list[str]]:
-    """The command that a line's words name, and the words that are left; the words begin behind `sendense`."""
-    found: Any = typer.main.get_command(app)
-    rest = list(words)
-    while rest and hasattr(found, "commands"):
-        if rest[0] not in found.commands:
-            break
-        found = found.commands[rest.pop(0)]
-    return found, rest
-
-
-def options_of(*commands: Any) -> set[str]:
-    """All options that these commands take."""
-    return {name for each in commands for option in each.params for name in (*option.opts, *option.secondary_opts)}
-
-
 def mentions() -> list[Line]:
     """All that documents say of the command: lines of blocks, and code in the text."""
     found = [line for page in PAGES.values() for line in typed(page)]
@@ -58,15 +40,13 @@ def mentions() -> list[Line]:
 
 def test_every_option_exists() -> None:
     """Each command that a document names is there, with each option that is named with it."""
-    general = typer.main.get_command(app)
     for line in mentions():
         text = re.sub(r"\s#.*|&&.*|[|>].*(?<!\w\|)$|;.*", "", line.text) if " # " in line.text else line.text
         words = re.findall(r"--?[a-z][\w-]*|[^\s\[\]=|]+", text.split("sendense ", 1)[1])
         if words[:1] == ["--hub"]:
             words = words[2:]
-        command, _ = command_of(words)
-        assert not (hasattr(command, "commands") and command is general), f"{line}\n  no such command"
-        unknown = {word for word in words if re.fullmatch(r"--[a-z][\w-]*", word)} - options_of(command, general)
+        assert command_of(words) is not GENERAL, f"{line}\n  no such command"
+        unknown = unknown_options(words)
         assert not unknown, f"{line}\n  no such option: {', '.join(sorted(unknown))}"
 
 

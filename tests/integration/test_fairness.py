@@ -1,22 +1,11 @@
 """Jobs that share a site's queue: a small one is not kept waiting by a huge one, and the huge one not by many small."""
 
-from collections.abc import Iterator
-
-import pytest
-
 from sendense.jobs.driver import SENT_PATIENCE_SECONDS
 from sendense.jobs.queues import ALONE_PRIORITY, BATCH_PRIORITY, HUB_QUEUE, PRIORITY_STEPS, SURVEY_PRIORITY, site_queue
-from tests.fleet import SITE, Fleet, open_fleet, wait_for
+from tests.fleet import SITE, Fleet, wait_for
 from tests.hub import age
 
 WINDOW = 8
-
-
-@pytest.fixture
-def fleet() -> Iterator[Fleet]:
-    """A hub without nodes."""
-    with open_fleet() as fleet:
-        yield fleet
 
 
 def test_a_small_job_behind_a_huge_one(fleet: Fleet) -> None:

@@ -186,6 +186,7 @@ def test_a_taken_port_ends_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None
         supervise_until(pages, "its reason", lambda: "flower_listen" in pages.service.refused)
         other.close()
         supervise_until(pages, "Flower", pages.service.is_ready)
+        assert pages.ask("/healthcheck")[0] == 200
 
 
 def test_tls() -> None:

@@ -1,7 +1,7 @@
 """The records of jobs on a real Redis: locks, leases, cancelling, resuming; and plans that are amended."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -25,7 +25,7 @@ from sendense.requests import BackupRequest, DiskWork, RestoreRequest, VerifyReq
 from sendense.service.operations import Operations
 from sendense.settings import Settings
 from sendense.units import KiB
-from tests.hub import Hub, open_hub, places
+from tests.hub import Hub, places
 
 LONG = 1e6
 """Seconds that no test lasts."""
@@ -35,17 +35,9 @@ VM = VmRef(site="lab", moref="vm-1", uuid="00000000-0000-0000-0000-000000000001"
 BACKUP = BackupRequest(vm=VM)
 
 
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    """One Redis for all tests of this module."""
-    with open_hub() as hub:
-        yield hub
-
-
 @pytest.fixture
 def jobs(hub: Hub) -> Jobs:
     """No jobs."""
-    hub.client.flushall()
     return Jobs(hub.client)
 
 

@@ -11,7 +11,7 @@ from sendense.extents import Extent
 from sendense.jobs.ledger import Claim, Ledger, Rest, connect
 from sendense.jobs.plan import Batch, batch_of
 from sendense.models import Activity, Failure, JobSpec, Progress, Survey
-from tests.hub import Hub, age, open_hub, places
+from tests.hub import Hub, age, places
 
 KiB = 2**10
 JOB = "job1"
@@ -26,17 +26,9 @@ LONG = 1e6
 """Seconds that no test lasts."""
 
 
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    """One Redis for all tests of this module."""
-    with open_hub() as hub:
-        yield hub
-
-
 @pytest.fixture
 def ledger(hub: Hub) -> Ledger:
     """An empty ledger."""
-    hub.client.flushall()
     return hub.ledger
 
 

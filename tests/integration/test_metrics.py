@@ -4,7 +4,8 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,23 +17,25 @@ from prometheus_client.parser import text_string_to_metric_families
 from sendense.beat import no_beat
 from sendense.coordinator.context import Context
 from sendense.coordinator.record import Jobs
+from sendense.errors import InputError
 from sendense.extents import Extent
 from sendense.jobs import broker, presence, tally
 from sendense.jobs.ledger import Claim, Ledger, Rest, connect
 from sendense.jobs.plan import batch_of
-from sendense.models import Failure, JobSpec, Node, Survey, Tunnel, VmRef
+from sendense.models import Failure, JobSpec, Survey, VmRef
 from sendense.repository.settings import change_settings
 from sendense.requests import BackupRequest, DiskWork, Work
 from sendense.schedules import Schedule
 from sendense.service import watching
+from sendense.service.figures import RepositoryReader
 from sendense.service.metrics import ANSWER_SECONDS, Metrics
 from sendense.settings import Settings, Site
 from sendense.vsphere import snapshot
 from sendense.vsphere.session import open_session
 from tests.api import Api, open_api, problem
-from tests.backup import open_backups
-from tests.fleet import Fleet, open_fleet, wait_for
-from tests.hub import Hub, age, open_hub
+from tests.backup import WAIT_SECONDS, open_backups, patiently
+from tests.fleet import Fleet, wait_for
+from tests.hub import Hub, a_node, age
 from tests.repository import Story
 from tests.servers import talker
 from tests.site import LabSite, MiB, open_site
@@ -51,18 +54,9 @@ MARGIN_SECONDS = 15.0
 """What a busy machine may add to an answer that has a time limit."""
 
 
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    """One Redis for the tests of this module."""
-    with open_hub() as hub:
-        hub.client.flushall()
-        yield hub
-
-
 @pytest.fixture
 def ledger(hub: Hub) -> Ledger:
     """An empty ledger."""
-    hub.client.flushall()
     return hub.ledger
 
 
@@ -161,13 +155,6 @@ def test_ends_of_jobs(hub: Hub, ledger: Ledger) -> None:
     assert jobs.states() == {"succeeded": 1}
 
 
-@pytest.fixture
-def fleet() -> Iterator[Fleet]:
-    """A hub without nodes."""
-    with open_fleet() as fleet:
-        yield fleet
-
-
 def test_time_limit(fleet: Fleet) -> None:
     """A process that is killed at its task's limit counts, once, with the task's name."""
     client = fleet.hub.client
@@ -261,25 +248,6 @@ def test_nodes_that_are_missed(ledger: Ledger) -> None:
     assert presence.known_nodes(client) == {"sna3": "oslo"}
 
 
-def a_node(name: str) -> Node:
-    """A node as it announces itself."""
-    return Node(
-        name=name,
-        site="oslo",
-        host=name,
-        pid=1,
-        started=0.0,
-        processes=1,
-        versions={},
-        plugins=[],
-        draining=False,
-        active=0,
-        round_trip=0.001,
-        rate=0.0,
-        tunnel=Tunnel(verdict="ok"),
-    )
-
-
 # Parts that are away
 
 
@@ -289,16 +257,6 @@ def answer_within_its_time(metrics: Metrics) -> dict[str, dict[tuple[str, ...], 
     found = samples(metrics.text())
     assert time.monotonic() - began < ANSWER_SECONDS + MARGIN_SECONDS
     return found
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
-    """Whether a condition comes to hold."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def test_redis_that_hangs(hub: Hub, ledger: Ledger, tmp_path: Path) -> None:
@@ -313,7 +271,7 @@ def test_redis_that_hangs(hub: Hub, ledger: Ledger, tmp_path: Path) -> None:
         assert found["sendense_repository_free_bytes"][()] > 0
     finally:
         os.kill(pid, signal.SIGCONT)
-    assert eventually(lambda: samples(metrics.text())["sendense_up"][("redis",)] == 1)
+    assert patiently(lambda: samples(metrics.text())["sendense_up"][("redis",)] == 1, WAIT_SECONDS)
 
 
 def test_repository_that_hangs(hub: Hub, ledger: Ledger, tmp_path: Path) -> None:
@@ -340,6 +298,21 @@ def test_repository_that_is_away(hub: Hub, ledger: Ledger, tmp_path: Path) -> No
     new = samples(Metrics(context_of(hub, repository=tmp_path / "new")).text())
     assert new["sendense_up"][("repository",)] == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_repository_that_is_lost(tmp_path: Path) -> None:
+    """An empty folder where a repository was is no new one, however often it is looked at; until it is back."""
+    repository = Story(tmp_path).repository.layout.root
+    reader = RepositoryReader(Settings(repository=repository))
+    before = reader.read()
+    repository.rename(tmp_path / "unmounted")
+    repository.mkdir()
+    for _ in range(3):
+        with pytest.raises(InputError, match="no repository any more"):
+            reader.read()
+    repository.rmdir()
+    (tmp_path / "unmounted").rename(repository)
+    assert reader.read().vms == before.vms
 
 
 def test_schedules(hub: Hub, ledger: Ledger, tmp_path: Path) -> None:
@@ -432,6 +405,18 @@ def test_site_that_is_forgotten(hub: Hub, ledger: Ledger) -> None:
     assert watching.looks(context) == {}
 
 
+def test_site_whose_record_is_of_another_version(hub: Hub, ledger: Ledger) -> None:
+    """A record that cannot be read hides neither the other sites nor what else Redis tells."""
+    context, now = context_of(hub), hub.client.time()[0]
+    hub.client.hset("sendense:snapshots", "bergen", '{"asked": "yesterday"}')
+    hub.client.hset("sendense:snapshots", "oslo", watching.SiteLook(asked=now, answered=now).model_dump_json())
+    found = samples(Metrics(context).text())
+    assert found["sendense_up"][("redis",)] == 1
+    assert found["sendense_site_up"] == {("oslo",): 1}
+    watching.watch(context, no_beat)
+    assert watching.looks(context).keys() == {"oslo"}
+
+
 # Over HTTP
 
 
@@ -464,5 +449,9 @@ def test_wrong_scrapes(api: Api) -> None:
 def test_scrapes_at_once(api: Api) -> None:
     """Many at once wait for one another, and each has its answer."""
     token = api.token("reader")
-    with httpx.Client(base_url=api.url, headers={"Authorization": f"Bearer {token}"}, timeout=60.0) as client:
-        assert {client.get("/metrics").status_code for _ in range(20)} == {200}
+    with (
+        httpx.Client(base_url=api.url, headers={"Authorization": f"Bearer {token}"}, timeout=60.0) as client,
+        ThreadPoolExecutor(20) as pool,
+    ):
+        answers = list(pool.map(lambda _: client.get("/metrics"), range(20)))
+    assert {answer.status_code for answer in answers} == {200}

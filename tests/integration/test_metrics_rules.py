@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
 import yaml
 
-from sendense.cli.main import app
+from tests.commands import GENERAL, command_of, unknown_options
 from tests.integration.support import tool
 from tests.prometheus import SHIPPED
 
@@ -38,22 +37,12 @@ def test_rules_and_settings_are_valid(tmp_path: Path) -> None:
 
 def test_alerts_say_what_to_do() -> None:
     """Each has a severity, a summary and a description; every command that one names is a command."""
-    root = typer.main.get_command(app)
     for rule in yaml.safe_load((SHIPPED / "alerts.yml").read_text())["groups"][1]["rules"]:
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"].keys() == {"summary", "description"}
         for words in re.findall(r"`sendense ([^`]*)`", rule["annotations"]["description"]):
-            assert_is_command(root, words.split())
-
-
-def assert_is_command(root: Any, words: list[str]) -> None:
-    """The words are a command and options that it has."""
-    command = root
-    while words and words[0] in getattr(command, "commands", {}):
-        command = command.commands[words.pop(0)]
-    assert command is not root, words
-    known = {option for parameter in command.params for option in parameter.opts}
-    assert {word for word in words if word.startswith("--")} <= known, words
+            assert command_of(words.split()) is not GENERAL, words
+            assert unknown_options(words.split()) == set(), words
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from sendense.coordinator.context import Context
 from sendense.coordinator.outbox import KEPT_ENTRIES, OUTBOX, Outbox, Standing
 from sendense.coordinator.record import Jobs
 from sendense.errors import ClaimLost, Conflict
-from sendense.jobs import broker
 from sendense.models import Failure, VmRef
 from sendense.notices import Told
 from sendense.receivers import Notices, Receiver
@@ -23,32 +22,11 @@ from sendense.service.figures import read_hub
 from sendense.service.webhook import Outcome
 from sendense.settings import Settings
 from tests import receivers
-from tests.hub import Hub, open_hub
+from tests.hub import Hub, context_of
 from tests.receivers import Mailbox, Webhook
 from tests.servers import free_port
 
 VM = VmRef(site="oslo", moref="vm-1", uuid="00000000-0000-0000-0000-000000000001", name='we"b\r\n01')
-
-
-@pytest.fixture(scope="module")
-def redis_hub() -> Iterator[Hub]:
-    """One Redis for all tests of this module."""
-    with open_hub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(redis_hub: Hub) -> Hub:
-    """With nothing in it."""
-    redis_hub.client.flushall()
-    return redis_hub
-
-
-@pytest.fixture
-def hook() -> Iterator[Webhook]:
-    """A webhook."""
-    with receivers.webhook() as hook:
-        yield hook
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +39,7 @@ def box() -> Iterator[Mailbox]:
 def context(hub: Hub, **notices: Any) -> Context:
     """A hub that tells these receivers."""
     settings = Settings(notices=Notices(**notices), node_name="hub01")
-    return Context(settings, hub.ledger, Jobs(hub.client), broker.make_app(hub.url))
+    return context_of(hub, settings)
 
 
 def by_mail(box: Mailbox) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from sendense.beat import no_beat
 from sendense.coordinator.context import Context
 from sendense.coordinator.outbox import Outbox
 from sendense.coordinator.record import Jobs
-from sendense.jobs import broker
 from sendense.models import Failure, VmRef
 from sendense.notices import OverdueVm
 from sendense.receivers import Notices
@@ -24,33 +22,11 @@ from sendense.schedules import Schedule
 from sendense.service import delivery, lateness, routine
 from sendense.service.notices import overdue_notice, well_notice
 from sendense.settings import Settings
-from tests import receivers
-from tests.hub import Hub, open_hub
+from tests.hub import Hub, context_of
 from tests.receivers import Webhook
 from tests.repository import VM, Story
 
 NOW = datetime.now(UTC)
-
-
-@pytest.fixture(scope="module")
-def redis_hub() -> Iterator[Hub]:
-    """One Redis for all tests of this module."""
-    with open_hub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(redis_hub: Hub) -> Hub:
-    """With nothing in it."""
-    redis_hub.client.flushall()
-    return redis_hub
-
-
-@pytest.fixture
-def hook() -> Iterator[Webhook]:
-    """A webhook."""
-    with receivers.webhook() as hook:
-        yield hook
 
 
 @pytest.fixture
@@ -63,7 +39,7 @@ def context(hub: Hub, story: Story, hook: Webhook | None, **notices: Any) -> Con
     """A hub as it is after a start: with nothing in memory."""
     told = Notices(webhook=hook.url if hook else "", **notices)
     settings = Settings(notices=told, node_name="hub01", repository=story.repository.layout.root)
-    return Context(settings, hub.ledger, Jobs(hub.client), broker.make_app(hub.url))
+    return context_of(hub, settings)
 
 
 def schedule(story: Story, **given: Any) -> None:
@@ -158,7 +134,7 @@ def test_nobody_wants_to_know(hub: Hub, hook: Webhook, story: Story) -> None:
 def test_a_hub_without_a_repository(hub: Hub, hook: Webhook, tmp_path: Path) -> None:
     """There is nothing to look at."""
     settings = Settings(notices=Notices(webhook=hook.url), repository=tmp_path / "none")
-    lateness.watch(Context(settings, hub.ledger, Jobs(hub.client), broker.make_app(hub.url)), no_beat)
+    lateness.watch(context_of(hub, settings), no_beat)
     assert hook.got == []
 
 

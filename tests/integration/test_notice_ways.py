@@ -43,13 +43,6 @@ def secret(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.fixture
-def hook() -> Iterator[Webhook]:
-    """An HTTP server without TLS."""
-    with receivers.webhook() as hook:
-        yield hook
-
-
 def by_mail(address: str, **more: Any) -> Notices:
     """Two people, over a mail server."""
     given = {"mail_to": ["ops@example.org", "boss@example.org"], "mail_from": "hub@example.org", "smtp": address}

@@ -2,36 +2,26 @@
 
 import json
 import logging
-from collections.abc import Iterator
 
 import pytest
 
 from sendense.coordinator import run, submission, upkeep
 from sendense.coordinator.context import Context
 from sendense.coordinator.pipelines import pipeline
-from sendense.coordinator.record import Jobs
-from sendense.jobs import broker, presence
+from sendense.jobs import presence
 from sendense.jobs.presence import Worker
 from sendense.jobs.queues import HUB, HUB_QUEUE, SLOW_QUEUE
-from sendense.models import Node, Tunnel, VmRef
+from sendense.models import VmRef
 from sendense.requests import DeleteRequest, JobView, VerifyRequest
-from sendense.settings import Settings
-from tests.hub import Hub, open_hub
+from tests.hub import Hub, a_node, context_of
 
 NEW_FIELD = '"of_the_next_version": 1, '
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    """A Redis."""
-    with open_hub() as hub:
-        yield hub
-
-
-@pytest.fixture
 def context(hub: Hub) -> Context:
     """What steps have at hand."""
-    return Context(Settings(), hub.ledger, Jobs(hub.client), broker.make_app(hub.url))
+    return context_of(hub)
 
 
 def submit(context: Context, job: str) -> JobView:
@@ -98,21 +88,7 @@ def test_records_of_a_newer_version(hub: Hub, context: Context, caplog: pytest.L
     hub.client.hset("sendense:job:a", "work", f"{{{NEW_FIELD}{get(context, 'a').work.model_dump_json()[1:]}")
     hub.client.hset("sendense:job:a", "request", f"{{{NEW_FIELD}{request[1:]}")
     hub.client.hset("sendense:job:b", "request", json.dumps({"kind": "polish"}))
-    node = Node(
-        name="n1",
-        site="s",
-        host="h",
-        pid=1,
-        started=0.0,
-        processes=1,
-        versions={},
-        plugins=[],
-        draining=False,
-        active=0,
-        round_trip=0.0,
-        rate=0.0,
-        tunnel=Tunnel(verdict="ok"),
-    )
+    node = a_node("n1")
     presence.announce_node(hub.client, node)
     hub.client.set("sendense:node:n1", f"{{{NEW_FIELD}{node.model_dump_json()[1:]}")
     presence.announce_node(hub.client, node.model_copy(update={"name": "n2"}))

@@ -11,31 +11,33 @@ import psutil
 import pytest
 
 from sendense import Client
+from sendense.beat import no_beat
 from sendense.coordinator.context import Context
 from sendense.coordinator.outbox import Outbox
 from sendense.coordinator.record import Jobs
 from sendense.errors import ClaimLost, Conflict, NotFound
 from sendense.jobs.broker import make_app
 from sendense.jobs.ledger import Ledger
+from sendense.jobs.queues import ROUTINE, ROUTINE_QUEUE
 from sendense.orders import KeepOrder, ScheduleOrder
 from sendense.repository.points import Point
 from sendense.repository.settings import change_settings
 from sendense.requests import BackupRequest, JobView
 from sendense.schedules import Run, Schedule, Turn
 from sendense.service.runs import Runs
-from sendense.service.scheduling import overdue
+from sendense.service.scheduling import attend, overdue
 from sendense.settings import Settings
 from sendense.supervise.redis import url_of
 from sendense.views import ScheduleView
-from tests.api import free_port
 from tests.backup import COMMAND_SECONDS, QUICK, Backups, open_backups, patiently
 from tests.machines import Service, environment
+from tests.servers import free_port
 from tests.site import LabSite, MiB, open_site
 
 COMMAND = [str(Path(".venv/bin/sendense").absolute()), "hub", "--log-json"]
 
-LOOKS_SECONDS = 6.0
-"""In which a hub looks at its schedules at least once."""
+LOOK_SECONDS = 0.5
+"""Between two looks that a test has a hub make: less than its own five seconds."""
 
 MOST_KILLS = 15
 """A hub gives up after 20 starts of a part within ten minutes."""
@@ -59,6 +61,7 @@ class ScheduledHub:
             "api_listen": f"127.0.0.1:{port}",
             "flower_listen": "",
         }
+        self.app = make_app(url_of(backups.state / "hub"))
         self.service: Service | None = None
 
     def start(self) -> Service:
@@ -99,7 +102,7 @@ class ScheduledHub:
         """A context over its Redis and its repository."""
         client = self.backups.client()
         settings = Settings(repository=self.backups.root, state_dir=self.backups.state)
-        return Context(settings, Ledger(client), Jobs(client), make_app(url_of(self.backups.state / "hub")))
+        return Context(settings, Ledger(client), Jobs(client), self.app)
 
     def view(self, name: str) -> ScheduleView:
         """How a schedule stands."""
@@ -115,9 +118,20 @@ class ScheduledHub:
         run = self.run(name)
         return next((turn for turn in run.turns if turn.vm.name == vm), None) if run else None
 
+    def look(self) -> None:
+        """Have it look at its schedules now, as beat has it every few seconds."""
+        self.app.send_task(ROUTINE, ("schedules",), queue=ROUTINE_QUEUE, expires=LOOK_SECONDS)
+
     def wait_for(self, done: Callable[[], object], seconds: float = COMMAND_SECONDS) -> None:
-        """Wait until it is so."""
-        assert patiently(lambda: bool(done()), seconds), self.service and self.service.text()
+        """Have it look again and again until it is so."""
+
+        def is_done() -> bool:
+            if done():
+                return True
+            self.look()
+            return False
+
+        assert patiently(is_done, seconds, LOOK_SECONDS), self.service and self.service.text()
 
     def wait_for_state(self, name: str, vm: str, state: str) -> Turn:
         """Wait until a VM's turn is in this state."""
@@ -133,12 +147,12 @@ class ScheduledHub:
         self.backups.wait_until_reading()
         return turn
 
-    def wait_for_end(self, name: str, start: datetime | None = None) -> Run:
-        """Wait until its latest run, which is of `start` or later, has ended."""
+    def wait_for_end(self, name: str, before: Run | None = None) -> Run:
+        """Wait until its latest run, which is later than `before`, has ended."""
 
         def has_ended() -> bool:
             run = self.run(name)
-            return bool(run and run.ended and (not start or run.start >= start))
+            return bool(run and run.ended and (not before or run.start > before.start))
 
         self.wait_for(has_ended)
         found = self.run(name)
@@ -196,6 +210,7 @@ def open_scheduled(site: LabSite) -> Iterator[ScheduledHub]:
         finally:
             for name in names(site):
                 site.client.set(name, read_rate=0)
+            hub.app.pool.force_close_all()
             hub.stop()
         assert backups.run("jobs", "clean").status == 0
         assert backups.leftovers() == []
@@ -280,7 +295,7 @@ def test_a_missed_run_is_made_up_for_once(scheduled: ScheduledHub, site: LabSite
 
     old = {point.id for point in scheduled.backups.points()}
     scheduled.command("run", "nightly")
-    assert {turn.state for turn in scheduled.wait_for_end("nightly", due + timedelta(seconds=1)).turns} == {"succeeded"}
+    assert {turn.state for turn in scheduled.wait_for_end("nightly", again).turns} == {"succeeded"}
     points = scheduled.backups.points()
     assert by_vm(points) == count
     assert not old & {point.id for point in points}
@@ -316,13 +331,13 @@ def test_a_window(up: ScheduledHub, site: LabSite) -> None:
 
     site.client.set(first, read_rate=0)
     up.command("run", "cut")
-    again = up.wait_for_end("cut", run.start + timedelta(seconds=1))
+    again = up.wait_for_end("cut", run)
     assert [(each.state, each.job) for each in again.turns] == [("succeeded", turn.job)]
     texts = [event.text for event in up.backups.events(turn.job)]
     assert "resumed" in texts
     (point,) = [point for point in up.backups.points(first) if point.job == turn.job]
     up.backups.check(point, up.backups.keep(first))
-    assert up.view("cut").standing.before
+    assert up.view("cut").before
 
 
 def test_a_user_cancels(up: ScheduledHub, site: LabSite) -> None:
@@ -336,7 +351,8 @@ def test_a_user_cancels(up: ScheduledHub, site: LabSite) -> None:
     run = up.wait_for_end("stopped")
     site.client.set(first, read_rate=0)
     assert [(each.state, each.note) for each in run.turns] == [("cancelled", "by a user")]
-    time.sleep(LOOKS_SECONDS)
+    for _ in range(2):
+        attend(up.context(), no_beat)
     assert up.run("stopped") == run
 
 
@@ -346,11 +362,12 @@ def test_a_failed_backup_goes_on(up: ScheduledHub, site: LabSite) -> None:
     up.command("add", *named(first, "failing"))
     site.client.fail_next("CreateSnapshot", "NoPermission")
     up.command("run", "failing")
-    (turn,) = up.wait_for_end("failing").turns
+    run = up.wait_for_end("failing")
+    (turn,) = run.turns
     assert turn.state == "failed"
     assert turn.note
     up.command("run", "failing")
-    (again,) = up.wait_for_end("failing", datetime.now(UTC) - timedelta(seconds=LOOKS_SECONDS)).turns
+    (again,) = up.wait_for_end("failing", run).turns
     assert (again.state, again.job, again.failed_before) == ("succeeded", turn.job, True)
 
 

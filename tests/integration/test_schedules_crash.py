@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 
 from sendense.coordinator.context import Context
-from sendense.coordinator.record import Jobs
-from sendense.jobs.broker import make_app
 from sendense.schedules import Run, Schedule
 from sendense.service.attendance import Attendance
 from sendense.service.runs import Runs
 from sendense.settings import load_settings
-from tests.hub import Hub, open_hub
+from tests.hub import Hub, context_of
 from tests.site import LabSite, MiB, open_site
 
 NAME = "nightly"
@@ -30,20 +28,12 @@ def site() -> Iterator[LabSite]:
         yield site
 
 
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    """A Redis, without anybody who does the jobs."""
-    with open_hub() as hub:
-        yield hub
-
-
 @pytest.fixture
 def context(site: LabSite, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     """A hub's parts over these, with nothing in them."""
     for name, value in {"config": site.config, "state_dir": tmp_path, "repository": tmp_path / "points"}.items():
         monkeypatch.setenv(f"SENDENSE_{name.upper()}", str(value))
-    hub.client.flushall()
-    return Context(load_settings(), hub.ledger, Jobs(hub.client), make_app(hub.url))
+    return context_of(hub, load_settings())
 
 
 def crashing(number: int) -> Callable[[], None]:

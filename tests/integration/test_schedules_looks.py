@@ -11,11 +11,9 @@ import pytest
 from sendense.coordinator import asking
 from sendense.coordinator.context import Context
 from sendense.coordinator.outbox import Outbox
-from sendense.coordinator.record import Jobs
 from sendense.errors import ClaimLost
 from sendense.hub.host import ROUTINE_PROCESSES
 from sendense.jobs import presence
-from sendense.jobs.broker import make_app
 from sendense.jobs.presence import Worker
 from sendense.jobs.queues import control_queue
 from sendense.models import VmRef
@@ -25,10 +23,11 @@ from sendense.schedules import Run, Schedule, Seen, Standing, Turn
 from sendense.service import attendance, routine
 from sendense.service.routine import DUTIES, Duty
 from sendense.service.runs import Runs
+from sendense.service.schedules import Schedules
 from sendense.service.scheduling import attend
 from sendense.settings import Settings, load_settings
 from sendense.supervise.beat import SILENCE_SECONDS
-from tests.hub import Hub, open_hub
+from tests.hub import Hub, context_of
 from tests.repository import VM, Story
 from tests.site import LabSite, MiB, open_site
 
@@ -42,13 +41,6 @@ def site() -> Iterator[LabSite]:
         yield site
 
 
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    """A Redis, without anybody who does the jobs."""
-    with open_hub() as hub:
-        yield hub
-
-
 @pytest.fixture
 def story(tmp_path: Path) -> Story:
     """The hub's repository."""
@@ -58,7 +50,6 @@ def story(tmp_path: Path) -> Story:
 @pytest.fixture
 def context(hub: Hub, story: Story, tmp_path: Path) -> Context:
     """A hub that knows no site itself."""
-    hub.client.flushall()
     return context_of(hub, Settings(state_dir=tmp_path, repository=story.repository.layout.root))
 
 
@@ -68,11 +59,6 @@ def beside(context: Context, hub: Hub, site: LabSite, monkeypatch: pytest.Monkey
     monkeypatch.setenv("SENDENSE_CONFIG", str(site.config))
     sites = load_settings().sites
     return context_of(hub, context.settings.model_copy(update={"sites": sites}))
-
-
-def context_of(hub: Hub, settings: Settings) -> Context:
-    """The parts of a hub."""
-    return Context(settings, hub.ledger, Jobs(hub.client), make_app(hub.url))
 
 
 def now_of(context: Context) -> datetime:
@@ -153,6 +139,18 @@ def test_a_vm_without_its_configuration(beside: Context, site: LabSite) -> None:
     assert found.keys() == {vm.uuid for vm in (lost, *others)}
 
 
+def test_a_list_has_no_vms(context: Context) -> None:
+    """It says how the runs stand; each VM is shown of one schedule, as a site may have thousands."""
+    under_way(context, schedule_of(context, "oslo"), vm_of(1), vm_of(2))
+    schedules = Schedules(context, no_beat)
+    (listed,), one = schedules.all(), schedules.one(NAME)
+    assert listed.latest == one.latest
+    assert listed.latest
+    assert (listed.latest.count, listed.latest.ended, listed.run) == ({"waiting": 2}, None, None)
+    assert one.run
+    assert [turn.vm.name for turn in one.run.turns] == ["web01", "web02"]
+
+
 def test_what_keeps_a_look_from_its_end_is_shown(context: Context) -> None:
     """An error is in the schedule's standing until it is over, and the other schedules are looked at."""
     broken = schedule_of(context, "oslo", timezone="Mars/Olympus")
@@ -217,6 +215,31 @@ def test_a_silent_site_is_asked_once(context: Context, hub: Hub, monkeypatch: py
     assert hub.client.llen(control_queue("oslo")) == 1
     assert [turn.state for run in runs for turn in run.turns] == ["waiting"] * 3
     assert all("did not answer" in turn.note for run in runs for turn in run.turns)
+
+
+def test_a_site_that_stays_silent_is_asked_ever_less(
+    context: Context, beside: Context, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several of them would keep all schedules waiting most of the time; one that answers is asked as before."""
+    monkeypatch.setattr(attendance, "PATIENT_SECONDS", 0.0)
+    announce(hub, "lab")
+
+    def left_alone() -> int:
+        """Seconds after one more look, which then have passed."""
+        monkeypatch.setattr(attendance, "SITE_SECONDS", 0.1)
+        look(context)
+        seconds = hub.client.ttl("sendense:schedules:silent:lab")
+        hub.client.delete("sendense:schedules:silent:lab")
+        return round(seconds, -1)
+
+    waits = schedule_of(context, "lab")
+    under_way(context, waits, vm_of(1, "lab"))
+    assert [left_alone() for _ in range(6)] == [60, 120, 240, 480, 600, 600]
+    under_way(context, schedule_of(context, "lab", "answered"), vm_of(2, "lab"))
+    monkeypatch.setattr(attendance, "SITE_SECONDS", 45.0)
+    assert [turn.state for turn in look(beside, "answered").turns] == ["left out"]
+    under_way(context, waits, vm_of(1, "lab"))
+    assert left_alone() == 60
 
 
 def test_each_duty_has_its_process() -> None:

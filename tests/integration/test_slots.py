@@ -12,33 +12,18 @@ from sendense.jobs.ledger import Ledger, connect
 from sendense.jobs.slots import Slot, Slots
 from sendense.nbd.connect import no_beat
 from sendense.settings import Settings
-from tests.fleet import SITE, Fleet, open_fleet, wait_for
-from tests.hub import Hub, open_hub
+from tests.fleet import SITE, Fleet, wait_for
+from tests.hub import Hub
 from workers.handles import Handles
 
 LONG = 1000.0
 """Seconds that no test lasts."""
 
 
-@pytest.fixture(scope="module")
-def redis() -> Iterator[Hub]:
-    """One Redis for the tests that need nothing else."""
-    with open_hub() as hub:
-        yield hub
-
-
 @pytest.fixture
-def slots(redis: Hub) -> Slots:
+def slots(hub: Hub) -> Slots:
     """Slots of which none is taken."""
-    redis.client.flushall()
-    return Slots(redis.client, LONG)
-
-
-@pytest.fixture
-def fleet() -> Iterator[Fleet]:
-    """A hub without nodes."""
-    with open_fleet() as fleet:
-        yield fleet
+    return Slots(hub.client, LONG)
 
 
 def slot(process: int, job: str = "a", host: str = "", site: str = SITE) -> Slot:
@@ -80,10 +65,9 @@ def test_limit_of_a_host(slots: Slots) -> None:
     slots.take(slot(3, "d", "esx3"))
 
 
-def test_slots_lapse(redis: Hub) -> None:
+def test_slots_lapse(hub: Hub) -> None:
     """A slot that nobody keeps is another's; its former holder has it no more, until there is room again."""
-    redis.client.flushall()
-    slots, short = Slots(redis.client, LONG), Slots(redis.client, 0.2)
+    slots, short = Slots(hub.client, LONG), Slots(hub.client, 0.2)
     short.take(slot(1, "a"))
     slots.take(slot(2, "b"))
     wait_for("the slot of the dead", lambda: not is_refused(slots, slot(3, "c")))
@@ -94,13 +78,12 @@ def test_slots_lapse(redis: Hub) -> None:
     assert is_refused(slots, slot(3, "c"))
 
 
-def test_a_lapsed_slot_that_nobody_wanted(redis: Hub) -> None:
+def test_a_lapsed_slot_that_nobody_wanted(hub: Hub) -> None:
     """After Redis was away for long, whoever still lives keeps what it has."""
-    redis.client.flushall()
-    short = Slots(redis.client, 0.01)
+    short = Slots(hub.client, 0.01)
     short.take(slot(1, "a", "esx1"))
     time.sleep(0.05)
-    assert Slots(redis.client, LONG).keep(slot(1, "a", "esx1"))
+    assert Slots(hub.client, LONG).keep(slot(1, "a", "esx1"))
     assert is_refused(short, slot(2, "b", "esx1"))
 
 

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 
 import psutil
@@ -12,11 +11,19 @@ from sendense.extents import Extent
 from sendense.jobs.claim import ClaimKeeper
 from sendense.jobs.ledger import Ledger, connect
 from sendense.jobs.plan import batch_of
-from sendense.jobs.throttle import CHUNK_SECONDS, LOOK_SECONDS, STALE_SECONDS, TURN_SHARE, SiteThrottle, Throttles, Turn
+from sendense.jobs.throttle import (
+    CHUNK_SECONDS,
+    HELD_SHARE,
+    LOOK_SECONDS,
+    STALE_SECONDS,
+    Allowance,
+    SiteThrottle,
+    Throttles,
+)
 from sendense.models import JobSpec, Survey
 from sendense.units import KiB, MiB
-from tests.fleet import SITE, Fleet, Job, open_fleet, wait_for
-from tests.hub import Hub, open_hub
+from tests.fleet import SITE, Fleet, Job, wait_for
+from tests.hub import Hub
 
 REQUEST = 64 * KiB
 RATE = 4 * MiB
@@ -29,25 +36,10 @@ OVER = 1.1
 """Times its limit that a site may read."""
 
 
-@pytest.fixture(scope="module")
-def redis() -> Iterator[Hub]:
-    """One Redis for the tests that need nothing else."""
-    with open_hub() as hub:
-        yield hub
-
-
 @pytest.fixture
-def throttles(redis: Hub) -> Throttles:
+def throttles(hub: Hub) -> Throttles:
     """Throttles of which none is set."""
-    redis.client.flushall()
-    return Throttles(redis.client)
-
-
-@pytest.fixture
-def fleet() -> Iterator[Fleet]:
-    """A hub without nodes."""
-    with open_fleet() as fleet:
-        yield fleet
+    return Throttles(hub.client)
 
 
 def process(hub: Hub, name: str) -> SiteThrottle:
@@ -110,30 +102,30 @@ def test_a_chunk_is_shared(throttles: Throttles) -> None:
     assert ask(throttles, "a", useful=10**9)[0] == REQUEST
 
 
-def next_of(redis: Hub) -> bytes | None:
+def next_of(hub: Hub) -> bytes | None:
     """When what is promised next may be read."""
-    return redis.client.hget(f"sendense:throttle:{SITE}", "next")  # type: ignore[return-value]
+    return hub.client.hget(f"sendense:throttle:{SITE}", "next")  # type: ignore[return-value]
 
 
-def lined_up(throttles: Throttles, redis: Hub) -> bytes | None:
+def lined_up(throttles: Throttles, hub: Hub) -> bytes | None:
     """The same, after so much was promised to another that it is in more than a minute."""
     for _ in range(100):
         ask(throttles, "a")
-    return next_of(redis)
+    return next_of(hub)
 
 
-def test_no_promise_later_than_is_of_use(throttles: Throttles, redis: Hub) -> None:
+def test_no_promise_later_than_is_of_use(throttles: Throttles, hub: Hub) -> None:
     """
     A process whose batch may not wait for so long is promised nothing, and takes nobody's turn; it asks again, and is
     promised what comes in time.
     """
     throttles.put_in_force(SITE, REQUEST)
-    line = lined_up(throttles, redis)
-    hasty = process(redis, "n/1")
+    line = lined_up(throttles, hub)
+    hasty = process(hub, "n/1")
     for _ in range(2):
         assert 0 < hasty.take(REQUEST, 1.0) <= LOOK_SECONDS + 0.1
     assert ask(throttles, "b", patience=1.0)[0] == 0
-    assert next_of(redis) == line
+    assert next_of(hub) == line
     assert throttles.look(SITE).holds
     throttles.put_in_force(SITE, RATE)
     reader = Reader(hasty)
@@ -164,29 +156,29 @@ def test_no_debt_after_a_change(throttles: Throttles) -> None:
     assert throttles.limited() == set()
 
 
-def test_a_clock_that_is_put_back(throttles: Throttles, redis: Hub) -> None:
+def test_a_clock_that_is_put_back(throttles: Throttles, hub: Hub) -> None:
     """Promises that were made when it was later hold nobody for hours."""
     throttles.put_in_force(SITE, RATE)
     ask(throttles, "a")
     for field in ("next", "seen"):
-        redis.client.hincrbyfloat(f"sendense:throttle:{SITE}", field, 3600)
-    redis.client.zincrby(f"sendense:throttle:{SITE}:asking", 3600, "a")
+        hub.client.hincrbyfloat(f"sendense:throttle:{SITE}", field, 3600)
+    hub.client.zincrby(f"sendense:throttle:{SITE}:asking", 3600, "a")
     assert ask(throttles, "b", useful=10**9)[:2] == (int(RATE * CHUNK_SECONDS), 0.0)
 
 
-def test_unused_time_is_lost(throttles: Throttles, redis: Hub) -> None:
+def test_unused_time_is_lost(throttles: Throttles, hub: Hub) -> None:
     """After a rest of an hour, the limit is what it was: nobody may catch up."""
     throttles.put_in_force(SITE, RATE)
-    redis.client.hincrbyfloat(f"sendense:throttle:{SITE}", "next", -3600)
+    hub.client.hincrbyfloat(f"sendense:throttle:{SITE}", "next", -3600)
     began = time.monotonic()
     waits = [ask(throttles, "a", useful=10**9)[1] for _ in range(40)]
     assert waits[-1] > (len(waits) - 4) * CHUNK_SECONDS - (time.monotonic() - began)
 
 
-def test_the_rate_is_held_and_shared(throttles: Throttles, redis: Hub) -> None:
+def test_the_rate_is_held_and_shared(throttles: Throttles, hub: Hub) -> None:
     """Processes together read what the limit allows, those that can equally; a new limit has effect at once."""
     throttles.put_in_force(SITE, RATE)
-    readers = [Reader(process(redis, f"n{number}/1")) for number in range(4)]
+    readers = [Reader(process(hub, f"n{number}/1")) for number in range(4)]
     try:
         for limit in (RATE, 4 * RATE, RATE // 4):
             throttles.put_in_force(SITE, limit)
@@ -210,23 +202,23 @@ def test_the_rate_is_held_and_shared(throttles: Throttles, redis: Hub) -> None:
             reader.end()
 
 
-def test_redis_is_away(redis: Hub, throttles: Throttles) -> None:
+def test_redis_is_away(hub: Hub, throttles: Throttles) -> None:
     """Each process goes on with its share of the limit that it knows, and heeds the next one when Redis is back."""
     throttles.put_in_force(SITE, RATE)
-    readers = [Reader(process(redis, f"n{number}/1")) for number in range(2)]
+    readers = [Reader(process(hub, f"n{number}/1")) for number in range(2)]
     try:
         wait_for("both", lambda: all(reader.read for reader in readers))
-        wait_for("both know of each other", lambda: redis.client.zcard(f"sendense:throttle:{SITE}:asking") == 2)
+        wait_for("both know of each other", lambda: hub.client.zcard(f"sendense:throttle:{SITE}:asking") == 2)
         time.sleep(1.0)
-        redis.kill()
+        hub.kill()
         try:
             before, began = sum(reader.read for reader in readers), time.monotonic()
             time.sleep(3.0)
             read, seconds = sum(reader.read for reader in readers) - before, time.monotonic() - began
         finally:
-            redis.start()
+            hub.start()
         assert 0 < read <= OVER * RATE * (seconds + 4 * CHUNK_SECONDS), (read, seconds)
-        Throttles(redis.client).put_in_force(SITE, 0)
+        Throttles(hub.client).put_in_force(SITE, 0)
         was = sum(reader.read for reader in readers)
         wait_for("reads without a limit", lambda: sum(reader.read for reader in readers) - was > 20 * RATE)
     finally:
@@ -234,9 +226,9 @@ def test_redis_is_away(redis: Hub, throttles: Throttles) -> None:
             reader.end()
 
 
-def test_what_was_promised_long_ago(throttles: Throttles, redis: Hub) -> None:
+def test_what_was_promised_long_ago(throttles: Throttles, hub: Hub) -> None:
     """A process that did nothing for a while asks again: the limit may be much lower by then."""
-    throttle = process(redis, "n/1")
+    throttle = process(hub, "n/1")
     throttles.put_in_force(SITE, 1000 * RATE)
     while not throttle.take(REQUEST, LONG):
         pass
@@ -245,9 +237,9 @@ def test_what_was_promised_long_ago(throttles: Throttles, redis: Hub) -> None:
     assert [bool(throttle.take(REQUEST, LONG)) for _ in range(3)] == [False, True, True]
 
 
-def test_a_turn_that_is_too_short(throttles: Throttles, redis: Hub) -> None:
+def test_a_turn_that_is_too_short(throttles: Throttles, hub: Hub) -> None:
     """A batch that may be held for less than the others wait for ends its turn, and took nobody's."""
-    ledger, survey = redis.ledger, Survey(size=MiB, multi_conn=True, allocation=True, flush=True)
+    ledger, survey = hub.ledger, Survey(size=MiB, multi_conn=True, allocation=True, flush=True)
     spec = JobSpec(id="job1", kind="copy", site=SITE, name="web01", source="", target="")
     ledger.prepare(spec)
     ledger.write_plan(spec.id, survey, [batch_of([Extent(0, MiB)])])
@@ -256,14 +248,14 @@ def test_a_turn_that_is_too_short(throttles: Throttles, redis: Hub) -> None:
     claim = ledger.claim(spec.id, 0, epoch, "n/1/a", LONG)
     assert claim
     throttles.put_in_force(SITE, REQUEST)
-    line = lined_up(throttles, redis)
+    line = lined_up(throttles, hub)
     keeper = ClaimKeeper(ledger, claim, LONG, LONG, time.monotonic())
-    turn = Turn(process(redis, "n/1"), keeper, spec.id, 0.5 * TURN_SHARE)
+    turn = Allowance(process(hub, "n/1"), keeper, spec.id, 0.5 * HELD_SHARE)
     while wait := turn.take(REQUEST):
         time.sleep(wait)
     assert wait is None
     assert turn.why == "held to 64.0 KiB/s by the throttle of site oslo"
-    assert next_of(redis) == line
+    assert next_of(hub) == line
 
 
 def copied(job: Job) -> int:

@@ -9,9 +9,7 @@ import pytest
 
 from sendense.client import Client
 from sendense.coordinator.context import Context
-from sendense.coordinator.record import Jobs
 from sendense.errors import Conflict, InputError, NotFound
-from sendense.jobs import broker
 from sendense.jobs.throttle import Throttles
 from sendense.nbd.connect import no_beat
 from sendense.orders import BandOrder, ThrottleOrder
@@ -21,9 +19,9 @@ from sendense.settings import Settings
 from sendense.throttles import Band, Throttle
 from sendense.units import KiB, MiB
 from sendense.views import ThrottleView
-from tests.api import Api, open_api
+from tests.api import Api
 from tests.backup import WAIT_SECONDS, Backups, patiently
-from tests.hub import Hub, open_hub
+from tests.hub import Hub, context_of
 from tests.site import LabSite, open_site
 
 SITES = ["bergen", "oslo"]
@@ -31,19 +29,11 @@ SLOW = 128 * KiB
 """Bytes a second at which the small disk here takes half a minute."""
 
 
-@pytest.fixture(scope="module")
-def redis() -> Iterator[Hub]:
-    """One Redis for the tests that need nothing else."""
-    with open_hub() as hub:
-        yield hub
-
-
 @pytest.fixture
-def context(redis: Hub, tmp_path: Path) -> Context:
+def context(hub: Hub, tmp_path: Path) -> Context:
     """A hub with an empty repository."""
-    redis.client.flushall()
     settings = Settings.model_construct(repository=tmp_path / "repository", state_dir=tmp_path / "state")
-    return Context(settings, redis.ledger, Jobs(redis.client), broker.make_app(redis.url))
+    return context_of(hub, settings)
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +41,6 @@ def site() -> Iterator[LabSite]:
     """One machine with one small disk."""
     with open_site(vms=1, disks=1, disk_size=16 * MiB, fill=4 * MiB) as site:
         yield site
-
-
-@pytest.fixture(scope="module")
-def api(backups: Backups) -> Iterator[Api]:
-    """The API of a hub that is up."""
-    with open_api(backups) as api:
-        yield api
 
 
 def keep(context: Context, *throttles: Throttle) -> None:

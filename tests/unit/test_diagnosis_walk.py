@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from sendense.diagnosis.finding import Check, Finding, Trouble, all_is_well
+from sendense.diagnosis.finding import Check, Finding, Trouble
 from sendense.diagnosis.walk import NO_ANSWER, examine
 from sendense.errors import InputError, LoginRefused
 
@@ -37,7 +37,7 @@ def test_what_depends_on_a_fault_is_skipped_and_names_the_first_cause() -> None:
         Finding("roof", "skipped", detail="because of: ground"),
         Finding("garden", "ok", detail="fine"),
     ]
-    assert not all_is_well(found)
+    assert any(each.is_fault for each in found)
 
 
 def test_a_warning_is_no_fault() -> None:
@@ -48,7 +48,7 @@ def test_a_warning_is_no_fault() -> None:
 
     found = list(examine([Check("coat", doubtful), Check("hat", fine, ("coat",))], PATIENT))
     assert [each.result for each in found] == ["warning", "ok"]
-    assert all_is_well(found)
+    assert not any(each.is_fault for each in found)
 
 
 def test_a_look_that_hangs_ends_at_its_deadline_and_all_looks_at_theirs() -> None:
@@ -87,4 +87,4 @@ def test_errors_become_findings(error: Exception, verdict: str) -> None:
 
     (found,) = examine([Check("this file", fails)], PATIENT)
     assert (found.verdict, bool(found.detail), bool(found.fix)) == (verdict, True, True)
-    assert not all_is_well([found])
+    assert found.is_fault

@@ -15,6 +15,7 @@ from sendense.service.families import families
 from sendense.service.figures import QUEUED, RUNNING, TO_DO, Copy, HubFigures, RepositoryFigures, VmFigures
 from sendense.service.metrics import render
 from sendense.service.watching import Orphan, SiteLook
+from tests.hub import a_node
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC).timestamp()
 DAY = 86_400.0
@@ -26,22 +27,8 @@ def vm(name: str, uuid: str = "") -> VmRef:
 
 
 def node(name: str, verdict: str = "ok") -> Node:
-    """A node as it announces itself."""
-    return Node(
-        name=name,
-        site="oslo",
-        host=name,
-        pid=1,
-        started=NOW,
-        processes=4,
-        versions={},
-        plugins=[],
-        draining=False,
-        active=3,
-        round_trip=0.002,
-        rate=1e6,
-        tunnel=Tunnel(verdict=verdict),
-    )
+    """A node that copies."""
+    return a_node(name, tunnel=Tunnel(verdict=verdict), active=3, rate=1e6)
 
 
 def copy(site: str, since: float, *, paused: bool = False) -> Copy:

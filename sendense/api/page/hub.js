@@ -8,7 +8,7 @@ export const SITE_SECONDS = 150;
 const STEP_MILLISECONDS = 5000;
 
 /** What the hub refused, or failed to do. */
-export class Problem extends Error {
+class Problem extends Error {
   constructor(status, detail, hint, retryAfter) {
     super(detail);
     this.status = status;
@@ -23,7 +23,7 @@ export class Problem extends Error {
 }
 
 /** The hub did not answer. */
-export class Away extends Error {
+class Away extends Error {
   constructor() {
     super("The hub does not answer.");
     this.hint = "It may be restarting, or the way to it is cut.";

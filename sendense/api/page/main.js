@@ -38,13 +38,12 @@ class Page {
       this.#leave(null);
       return;
     }
-    const hub = new Hub(token, (why) => this.#leave(why));
+    const hub = this.#hubFor(token);
     // Until the hub says whose token it is, nothing else is worth asking.
-    const poll = new Poll(async (signal) => {
+    this.#poll = new Poll(async (signal) => {
       this.#enter(hub, await hub.get("whoami", signal));
       return null;
     }, (error, seconds) => this.tell(error, seconds));
-    this.#poll = poll;
   }
 
   /** Say once, also to who does not see the page, what was done. */
@@ -55,8 +54,7 @@ class Page {
   /** Show what is wrong, and when it is tried again; null: nothing is any more. */
   tell(error, seconds) {
     const notice = part("notice");
-    const isOver = !error || error.status === 401;
-    if (isOver) {
+    if (!error || error.status === 401) {
       notice.replaceChildren();
       return;
     }
@@ -72,6 +70,10 @@ class Page {
 
   go(place) {
     location.hash = place;
+  }
+
+  #hubFor(token) {
+    return new Hub(token, (why) => this.#leave(why));
   }
 
   #enter(hub, who) {
@@ -93,10 +95,9 @@ class Page {
     this.hub = this.#who = null;
     for (const id of ["views", "who", "leave"]) part(id).hidden = true;
     this.tell(null);
-    const refused = () => {};
-    this.#showView(new SignIn(why, refused, (token, hub, who) => {
+    this.#showView(new SignIn(why, (token, who) => {
       sessionStorage.setItem(TOKEN, token);
-      this.#enter(new Hub(token, (problem) => this.#leave(problem)), who);
+      this.#enter(this.#hubFor(token), who);
     }));
     this.#view.input.focus();
   }

@@ -11,6 +11,7 @@ const OPEN_VMS = 3;
 export class PointsView {
   title = "Restore points";
   #page;
+  #isAsked = false;
 
   constructor(page) {
     this.#page = page;
@@ -19,7 +20,6 @@ export class PointsView {
     this.empty = make("p", { className: "empty", hidden: true }, "There are no restore points yet.");
     this.vms = make("div", { className: "vms" });
     this.node = make("div", {}, make("div", { className: "title" }, this.heading), this.usage, this.empty, this.vms);
-    this.isAsked = false;
   }
 
   async look(signal) {
@@ -28,9 +28,9 @@ export class PointsView {
     this.empty.hidden = found.length > 0;
     const isOpen = found.length <= OPEN_VMS;
     fill(this.vms, found, (vm) => vm.vm.uuid, (vm) => vmPart(vm, isOpen));
-    if (!this.isAsked) {
+    if (!this.#isAsked) {
       const usage = await hub.get("repository", signal); // looks at every image, so it is asked for once
-      this.isAsked = true;
+      this.#isAsked = true;
       const words = [usage.path, `${bytes(usage.stored)} stored`, `${bytes(usage.free)} free`];
       write(this.usage, words.join(" · "));
     }

@@ -7,8 +7,8 @@ import { Hub } from "./hub.js";
 export class SignIn {
   title = "Sign in";
 
-  /** `why`: what the hub said of the token before; `taken(token, hub, who)` is called with one that it takes. */
-  constructor(why, refused, taken) {
+  /** `why`: what the hub said of the token before; `taken(token, who)` is called with one that it takes. */
+  constructor(why, taken) {
     this.heading = make("h1", { tabIndex: -1 }, "Sign in");
     this.input = make("input", {
       type: "password", required: true, autocomplete: "off", spellcheck: false, autofocus: true,
@@ -20,9 +20,8 @@ export class SignIn {
       event.preventDefault();
       enter.disabled = true;
       const token = this.input.value.trim();
-      const hub = new Hub(token, refused);
       try {
-        taken(token, hub, await hub.get("whoami"));
+        taken(token, await new Hub(token, () => {}).get("whoami"));
       } catch (error) {
         trouble.replaceChildren(refusal(error));
         this.input.select();

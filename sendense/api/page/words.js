@@ -4,7 +4,7 @@ import { make, write } from "./dom.js";
 import { moment, seconds } from "./units.js";
 
 /** Its state, or the step that it is at. */
-export function standing(job) {
+function standing(job) {
   if (job.ended) return job.state;
   if (job.cancelled) return `${job.step}, to be cancelled`;
   if (job.paused) return "paused";
