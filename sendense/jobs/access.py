@@ -34,7 +34,7 @@ class RedisFull(ConnectionError):
     A script or a transaction that it refuses so has changed nothing.
     """
 
-    hint = "Raise its maxmemory, or make room on the disk of its folder; 'sendense doctor --hub' says which it needs."
+    hint = "'sendense doctor --hub' says what is full: give it more memory (maxmemory), or make room on its disk."
 
 
 _CUT_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError)

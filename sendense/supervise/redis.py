@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import secrets
 import time
 from pathlib import Path
@@ -85,7 +86,8 @@ class PrivateRedis(Service):
         return [
             *("redis-server", "--unixsocket", str(socket_of(self._folder)), "--unixsocketperm", "700"),
             *("--dir", str(self._folder), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
-            *("--maxmemory-policy", "noeviction", "--loglevel", "warning", "--daemonize", "no"),
+            *("--maxmemory", str(_half_of_memory()), "--maxmemory-policy", "noeviction"),
+            *("--loglevel", "warning", "--daemonize", "no"),
             *(self._network(self._settings) if self._settings else ("--port", "0")),
         ]
 
@@ -100,3 +102,8 @@ class PrivateRedis(Service):
             *("--tls-ca-cert-file", str(folder / "ca-cert.pem")),
             *("--tls-cert-file", str(folder / "server-cert.pem"), "--tls-key-file", str(folder / "server-key.pem")),
         ]
+
+
+def _half_of_memory() -> int:
+    """Bytes: one that fills the machine's memory would be killed by the kernel; this one refuses what is too much."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
