@@ -119,11 +119,13 @@ class Host:
 
         LedgerUnavailable when it does not answer, or has no room.
         """
-        self._held = time.monotonic()
+        holds = True
         if self._own:
             must_store(self._redis.client)
-            return True
-        return presence.hold(self._redis.client, "hub", self._identity)
+        else:
+            holds = presence.hold(self._redis.client, "hub", self._identity)
+        self._held = time.monotonic()  # not before: without Redis nothing else is worth trying
+        return holds
 
     def taken(self) -> Conflict:
         """What to say when another hub has this one's Redis."""

@@ -67,7 +67,7 @@ class Disk:
             raise RuntimeError(f"VixDiskLib_Open: {settings['file']}: {exc.strerror}") from exc
         self.size: int = opened["size"]
         self.lock = threading.Lock()
-        self.free_at = 0.0
+        self.rate, self.free_at = 0, 0.0
         self.knobs_file, self.knobs_time, self.looked = opened["knobs"], 0, 0.0
         self.knobs: dict[str, Any] = {}
 
@@ -83,13 +83,18 @@ class Disk:
                     self.knobs_time = changed
             return self.knobs
 
-    def pace(self, count: int, rate: int) -> None:
-        """Wait until so many bytes more may have been read."""
-        with self.lock:
-            now = time.monotonic()
-            self.free_at = max(now, self.free_at) + count / rate
-            pause = self.free_at - now
-        time.sleep(pause)
+    def pace(self, count: int) -> None:
+        """Wait until so many bytes more may have been read; at another rate, the wait begins anew."""
+        while rate := self.look().get("read_rate"):
+            with self.lock:
+                if rate != self.rate:
+                    self.rate, self.free_at = rate, 0.0
+                now = time.monotonic()
+                self.free_at = until = max(now, self.free_at) + count / rate
+            while self.look().get("read_rate") == rate:
+                if (pause := until - time.monotonic()) <= 0:
+                    return
+                time.sleep(min(pause, LOOK_SECONDS))
 
 
 def open(readonly: bool) -> Disk:
@@ -159,8 +164,7 @@ def pread(disk: Disk, buffer: bytearray, offset: int, flags: int) -> None:
     knobs = disk.look()
     if knobs.get("latency_ms"):
         time.sleep(knobs["latency_ms"] / 1000)
-    if knobs.get("read_rate"):
-        disk.pace(count, knobs["read_rate"])
+    disk.pace(count)
     if fails(knobs.get("read_errors"), offset, count):
         nbdkit.set_error(errno.EIO)
         raise RuntimeError(f"VixDiskLib_Read: offset {offset} length {count}: A read error was ordered")

@@ -32,8 +32,9 @@ class BeatService(Service):
         self._began = time.monotonic()
 
     def excuse(self) -> None:
-        """Give it time again: Redis was away."""
+        """Give it time again: Redis was away, and it may have ended of that."""
         self._began = time.monotonic()
+        self._budget.forgive()
 
     def is_heard(self) -> bool:
         """Whether the routine goes on; LedgerUnavailable when Redis does not answer."""

@@ -34,6 +34,10 @@ class Budget:
         """Count a start."""
         self._times.append(time.monotonic())
 
+    def forgive(self) -> None:
+        """Count anew: what it ended of was not its own fault."""
+        self._times.clear()
+
     def is_spent(self) -> bool:
         """Whether there is none left."""
         while self._times and time.monotonic() - self._times[0] > self._seconds:

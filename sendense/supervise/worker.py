@@ -55,8 +55,9 @@ class Worker(Service):
             self.child.ask_to_end()
 
     def excuse(self) -> None:
-        """Give it time to be present again: it could not say so."""
+        """Give it time to be present again: it could not say so, and may have ended of that."""
         self._began = time.monotonic()
+        self._budget.forgive()
 
     def supervise(self) -> None:
         """

@@ -8,10 +8,11 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from sendense.coordinator.record import Jobs
@@ -24,7 +25,8 @@ from sendense.jobs import presence
 from sendense.settings import Settings
 from sendense.supervise.journal import Journal
 from sendense.supervise.stopping import Stop
-from tests.backup import END_SECONDS, QUICK, WAIT_SECONDS, Backups, open_backups, patiently
+from sendense.units import MiB
+from tests.backup import END_SECONDS, QUICK, WAIT_SECONDS, Backups, open_backups, patiently, small_disk
 from tests.hub import open_hub
 from tests.machines import STOP_SECONDS, Service, environment
 from tests.servers import free_port, short_folder
@@ -188,6 +190,23 @@ def test_the_hub_as_a_service(one: OneHub) -> None:
     assert {"hub", "API"} <= {line["part"] for line in lines}
     secrets = [(one.backups.state / "flower.password").read_text().strip(), one.backups.site.password]
     assert not any(secret in hub.text() for secret in secrets)
+
+
+def test_a_full_state_folder(one: OneHub) -> None:
+    """The hub stays, and says what is wrong; once there is room it is ready again, and does what it is asked."""
+    ready = f"http://127.0.0.1:{one.api}/readyz"
+    with small_disk(64 * MiB) as disk:
+        one.settings["state_dir"] = disk.path / "state"
+        service = one.start()
+        service.wait_for("is ready")
+        with (disk.path / "other").open("wb", buffering=0) as other, suppress(OSError):
+            while True:
+                other.write(bytes(MiB))
+        assert patiently(lambda: "Redis has no room" in httpx.get(ready, timeout=END_SECONDS).text, WAIT_SECONDS)
+        service.wait_for("Redis has no room: MISCONF", WAIT_SECONDS)
+        (disk.path / "other").unlink()
+        assert patiently(lambda: httpx.get(ready, timeout=END_SECONDS).status_code == 200, WAIT_SECONDS)
+        service.stop()
 
 
 def test_commands_leave_it_the_hub(one: OneHub) -> None:
