@@ -1,6 +1,6 @@
 """What jobs are made of, as they are stored in the ledger and shown to programs."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +15,14 @@ HUB_SITE, LOCAL_SITE = "hub", "local"
 
 HUB_EXPORT = "hub:"
 """What the name of an export of the hub begins with, where a job names it as an endpoint (`sendense.exports`)."""
+
+TIME_OF_DAY = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
+
+TimeOfDay = Annotated[str, Field(pattern=TIME_OF_DAY)]
+"""HH:MM."""
+
+Weekday = Annotated[int, Field(ge=1, le=7)]
+"""ISO: 1 is Monday."""
 
 
 class Record(BaseModel):

@@ -8,10 +8,10 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from sendense.errors import InputError
+from sendense.models import TIME_OF_DAY, TimeOfDay, Weekday
 from sendense.requests import BackupMode
 from sendense.schedules import NAME, EveryHours
 from sendense.throttles import LEAST_RATE
-from sendense.times import TIME_OF_DAY, TimeOfDay, Weekday
 from sendense.units import show_bytes
 from sendense.wording import plain_words
 

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from sendense.models import Record, VmRef
-from sendense.times import TIME_OF_DAY, TimeOfDay, Weekday
+from sendense.models import TIME_OF_DAY, Record, TimeOfDay, VmRef, Weekday
 
 EveryHours = Literal[1, 2, 3, 4, 6, 8, 12, 24]
 """What a day is a multiple of, so that the times are the same each day."""
@@ -63,9 +62,19 @@ class Schedule(Record):
         """Whether both order the same."""
         return self.model_copy(update={"since": other.since, "paused": other.paused}) == other
 
+    def covers(self, vm: VmRef) -> bool:
+        """Whether this VM is one of its own, also while it is paused."""
+        return self.vm.uuid == vm.uuid if self.vm else self.site in ("", vm.site)
+
     def is_for(self, vm: VmRef) -> bool:
         """Whether it has this VM backed up: nothing while it is paused."""
-        return not self.paused and (self.vm.uuid == vm.uuid if self.vm else self.site in ("", vm.site))
+        return not self.paused and self.covers(vm)
+
+    def may_share(self, other: "Schedule") -> bool:
+        """Whether there may be a VM that both cover."""
+        if self.vm:
+            return other.covers(self.vm)
+        return self.covers(other.vm) if other.vm else not self.site or other.site in ("", self.site)
 
 
 TurnState = Literal[
@@ -85,6 +94,8 @@ class Turn(Record):
     """`job` is to be resumed, if it is still the one that ended at this time."""
     failed_before: bool = False
     """`job` failed in the run before: if it fails again, the next one begins anew."""
+    dropped: bool = False
+    """It is left out, though the schedule had it until now and it has restore points: that is told."""
     prune: str = ""
     """The job that deletes what is not to be kept."""
     note: str = ""
@@ -147,7 +158,8 @@ class Run(Record):
             for turn in self.turns
             if turn.state == "not begun" or (turn.state == "failed" and not turn.job)
         ]
-        return unknown + turns
+        dropped = [f"{turn.vm.name}: is backed up no more: {turn.note}" for turn in self.turns if turn.dropped]
+        return unknown + turns + dropped
 
 
 class Seen(Record):

@@ -6,8 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sendense.models import Record
-from sendense.times import TimeOfDay, Weekday
+from sendense.models import Record, TimeOfDay, Weekday
 from sendense.units import KiB
 
 LEAST_RATE = 64 * KiB

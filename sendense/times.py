@@ -4,20 +4,9 @@ import os
 from contextlib import suppress
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
-from typing import Annotated
 from zoneinfo import ZoneInfo
 
-from pydantic import Field
-
 from sendense.errors import NotFound
-
-TIME_OF_DAY = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
-
-TimeOfDay = Annotated[str, Field(pattern=TIME_OF_DAY)]
-"""HH:MM."""
-
-Weekday = Annotated[int, Field(ge=1, le=7)]
-"""ISO: 1 is Monday."""
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 

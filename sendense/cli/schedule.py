@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 schedule_app = typer.Typer(help="Backups that the hub begins by itself, and what it keeps of them.")
 
+MOST_NAMED = 3
+"""Other schedules that are named of those that may have VMs in common."""
+
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="The schedule's name.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -128,6 +131,7 @@ def add(
     )
     with open_hub() as hub:
         found = hub.add_schedule(order)
+        known = [] if as_json else [each.schedule for each in hub.schedules()]
     if as_json:
         print_json(found)
         return
@@ -135,6 +139,10 @@ def add(
     say(f"schedule {found.schedule.name}: {_what(found.schedule)}, {_when(found.schedule)}{following}")
     if not found.schedule.keep:
         say("all restore points stay: give --keep-daily N or the like to have old ones deleted")
+    others = [each for each in known if each.name != found.schedule.name and each.may_share(found.schedule)]
+    if others and any(each.keep for each in (found.schedule, *others)):
+        names = ", ".join([*(each.name for each in others[:MOST_NAMED]), *["others"] * (len(others) > MOST_NAMED)])
+        say(f"VMs in common with {names}: a restore point stays as long as one of its VM's schedules keeps it")
     _warn([found])
 
 

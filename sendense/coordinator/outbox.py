@@ -27,7 +27,7 @@ KEPT_TOLD = 100
 """Notices of which a receiver remembers what became of them."""
 
 PAGE = 50
-"""Entries that are read at once."""
+"""Entries that are read at once by whoever wants them all."""
 
 JOB_ENDED = "job"
 """The kind of an entry that has a job's record as it was at its end."""
@@ -96,9 +96,9 @@ class Outbox:
         found = cast(dict[bytes, bytes], self._redis.hgetall(_MARKS))
         return {name.decode(): value.decode() for name, value in found.items()}
 
-    def behind(self, passed: str) -> Iterator[Entry]:
-        """The entries behind one, oldest first."""
-        while found := self._redis.xrange(OUTBOX, min=f"({passed}", count=PAGE):
+    def behind(self, passed: str, page: int = PAGE) -> Iterator[Entry]:
+        """The entries behind one, oldest first; so many are read at once."""
+        while found := self._redis.xrange(OUTBOX, min=f"({passed}", count=page):
             for id, fields in cast(list[tuple[bytes, dict[bytes, bytes]]], found):
                 passed = id.decode()
                 yield Entry(passed, int(fields[b"number"]), fields[b"kind"].decode(), fields[b"body"].decode())
@@ -136,7 +136,7 @@ class Outbox:
     def waits(self, receiver: str, now: float) -> float:
         """For how many seconds the notice is due that a receiver was offered and did not take; 0 without one."""
         standing = self.standing(receiver)
-        following = next(self.behind(standing.passed), None) if standing and standing.attempts else None
+        following = next(self.behind(standing.passed, page=1), None) if standing and standing.attempts else None
         return max(0.0, now - following.time) if following else 0.0
 
     def told(self, receiver: str) -> list[str]:

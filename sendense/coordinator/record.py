@@ -163,9 +163,21 @@ class Jobs:
 
     def is_leased(self, job: str) -> bool:
         """Whether somebody runs the job's step now, or nobody is to do so yet."""
-        owner, until, due = cast(list[bytes | None], self._redis.hmget(_key(job), "owner", "until", "due"))
-        now = self.clock()
-        return bool(owner and float(until or 0) > now) or float(due or 0) > now
+        return self.alone([job]) == [None]
+
+    def alone(self, jobs: Iterable[str]) -> list[float | None]:
+        """Of each job since when (Redis's clock) nobody is at its step, though it may run; None if that is not so."""
+        names, now = list(jobs), self.clock()
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job in names:
+                pipe.hmget(_key(job), "owner", "until", "due")
+                pipe.zscore(_JOBS, job)
+            answers = pipe.execute()
+        found: list[float | None] = []
+        for (owner, until, due), begun in zip(answers[::2], answers[1::2], strict=True):
+            left, may = float(until or 0), float(due or 0)
+            found.append(None if (owner and left > now) or may > now else max(begun or 0.0, left, may))
+        return found
 
     def cancel(self, job: str) -> None:
         """Have the job's step end as soon as it can, and what it made cleaned."""

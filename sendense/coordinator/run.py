@@ -6,6 +6,7 @@ process that is killed, or stops, in mid-step loses its lease, and the step runs
 """
 
 import logging
+from collections.abc import Iterator
 
 from sendense.coordinator import copying
 from sendense.coordinator.context import Context, Done, Failed, Run, Step, Waiting
@@ -45,14 +46,28 @@ def remind(context: Context, view: JobView) -> None:
         context.jobs.note_waiting(view.id, f"this hub's version has no step {view.step}")
         return
     queue = _queue(view, place)
-    readers = [worker for worker in presence.present(client) if queue in worker.queues]
-    if sum(worker.active for worker in readers) < sum(worker.processes for worker in readers):
+    readers = _readers(presence.present(client), queue)
+    if not _are_busy(readers):
         send(context.app, view)
         return
     if not view.paused:
         context.jobs.note_waiting(view.id, (_BUSY if readers else _UNREAD).format(queue))
     if readers and client.set(_reminded(view.id, place), 1, nx=True, ex=REMIND_SECONDS):
         send(context.app, view)
+
+
+def unattended(context: Context, views: list[JobView]) -> Iterator[tuple[JobView, float]]:
+    """
+    The jobs that might go on and that nobody is at, each with since when (Redis's clock).
+
+    Where all who read its queue are at something, a job only has to wait for its turn.
+    """
+    workers = presence.present(context.ledger.client)
+    for view, since in zip(views, context.jobs.alone(view.id for view in views), strict=True):
+        place = place_of(view)
+        readers = _readers(workers, _queue(view, place)) if place else []
+        if since is not None and not view.paused and not (readers and _are_busy(readers)):
+            yield view, since
 
 
 def place_of(view: JobView) -> Place | None:
@@ -187,6 +202,14 @@ def _queue(view: JobView, place: Place) -> str:
         return SLOW_QUEUE
     assert isinstance(view.request, BackupRequest | MigrateRequest)
     return control_queue(view.request.vm.site)
+
+
+def _readers(workers: list[presence.Worker], queue: str) -> list[presence.Worker]:
+    return [worker for worker in workers if queue in worker.queues]
+
+
+def _are_busy(readers: list[presence.Worker]) -> bool:
+    return sum(worker.active for worker in readers) >= sum(worker.processes for worker in readers)
 
 
 def _reminded(job: str, place: Place) -> str:

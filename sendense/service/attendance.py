@@ -22,10 +22,11 @@ from sendense.coordinator.outbox import Outbox
 from sendense.coordinator.site import choose_disks
 from sendense.errors import ClaimLost, Conflict, InputError, JobFailed, NotFound, SendenseError
 from sendense.jobs import presence
-from sendense.models import VmInfo
+from sendense.models import VmInfo, VmRef
 from sendense.notices import Told
 from sendense.occurrences import Occurrence
 from sendense.orders import BackupOrder, PruneOrder
+from sendense.repository.settings import read_settings
 from sendense.requests import BackupRequest, DeleteRequest, JobView, MigrateRequest
 from sendense.schedules import MOST_TROUBLES, Run, Schedule, Seen, Standing, Turn
 from sendense.service.operations import Operations
@@ -113,6 +114,7 @@ class Attendance:
         else:
             turns = [turn for turn in carried if not schedule.site or turn.vm.site == schedule.site]
             sites = {schedule.site} if schedule.site else self._all_sites(turns)
+            self._know_before(sites)
         run = Run(
             schedule=schedule,
             start=occurrence.start,
@@ -128,6 +130,15 @@ class Attendance:
         """Those that there are, and those that had VMs at the last look, even if nobody is there now."""
         seen = self._runs.seen(self._schedule.name) or {}
         return self._reachable() | {each.vm.site for each in seen.values()} | {turn.vm.site for turn in turns} or {""}
+
+    def _know_before(self, sites: set[str]) -> None:
+        """Before its first run its VMs are those that were backed up before: what is gone since is told of as well."""
+        schedule = self._schedule
+        if self._runs.seen(schedule.name) is None:
+            refs = [known.ref for known in self._context.repository.vms(self._beat) if known.ref.site in sites]
+            if refs:
+                before = {ref.uuid: Seen(vm=ref, since=schedule.since) for ref in refs}
+                self._runs.put_seen(schedule.name, before)
 
     def _reachable(self) -> set[str]:
         """As of now: workers come and go in the middle of a look."""
@@ -268,11 +279,14 @@ class Attendance:
         return turn.model_copy(update={"note": ""})
 
     def _prune(self, run: Run, turn: Turn) -> Turn:
-        keep = run.schedule.keep
-        assert keep
-        order = PruneOrder(vm=turn.vm.uuid, timezone=run.schedule.timezone, **keep.model_dump())
+        settings = read_settings(self._context.repository.layout)
+        rules = [run.schedule, *(each for each in settings.schedules if each.covers(turn.vm))]
+        if name := next((each.name for each in rules if not each.keep), ""):
+            note = f"all its restore points stay: schedule {name} keeps them"
+            return turn.model_copy(update={"state": "succeeded", "note": note})
+        order, *beside = [_prune_order(each, turn.vm) for each in rules]
         try:
-            found = self._hub.prune(order, f"schedule {run.schedule.name} {run.start.isoformat()}")
+            found = self._hub.prune(order, f"schedule {run.schedule.name} {run.start.isoformat()}", beside)
         except Conflict:  # another job is at work on the VM
             return turn
         except (InputError, JobFailed) as exc:
@@ -287,10 +301,13 @@ class Attendance:
         except (_Silent, InputError) as exc:
             self._silent[site] = why = str(exc)
             return self._save(run.model_copy(update={"sites": {**run.sites, site: why}}), run.turns)
-        known = {turn.vm.uuid for turn in run.turns if turn.vm.uuid}
+        there = {vm.ref.uuid for vm in found}
+        # What another site has no more has moved here.
+        old = [turn for turn in run.turns if not (turn.dropped and turn.vm.uuid in there)]
+        known = {turn.vm.uuid for turn in old if turn.vm.uuid}
         new = [_first_turn(vm) for vm in found if vm.ref.uuid not in known]
         # Where a window is too short for all, each has its turn in some night.
-        turns = [*run.turns, *sorted(new, key=self._newest)]
+        turns = [*old, *sorted(new, key=self._newest)]
         refused = {turn.vm.uuid for turn in turns if turn.state == "left out"}
         seen = self._runs.seen(self._schedule.name) or {}
         lost = {vm.ref.moref for vm in found if not vm.ref.uuid}
@@ -300,9 +317,25 @@ class Attendance:
             for vm in found
             if vm.ref.uuid not in refused
         }
-        self._runs.put_seen(self._schedule.name, {**others, **here})
+        open_turns = {turn.vm.uuid for turn in turns if turn.state != "left out"}  # each ends in its own way
+        others |= {uuid: each for uuid, each in seen.items() if uuid in open_turns and uuid not in here}
+        gone = [each.vm for uuid, each in seen.items() if uuid not in others and uuid not in here]
         sites = {name: why for name, why in run.sites.items() if name != site}
-        return self._save(run.model_copy(update={"sites": sites}), turns)
+        # First, so that no crash keeps what is gone from being told.
+        run = self._save(run.model_copy(update={"sites": sites}), self._dropped(turns, gone))
+        self._runs.put_seen(self._schedule.name, {**others, **here})
+        return run
+
+    def _dropped(self, turns: list[Turn], gone: list[VmRef]) -> list[Turn]:
+        """The turns, with those of VMs that the schedule has no more and that have restore points."""
+        found = {turn.vm.uuid: turn for turn in turns}
+        dropped = {}
+        for vm in gone:
+            self._beat()
+            if self._context.repository.latest(vm.uuid):
+                turn = found.get(vm.uuid) or Turn(vm=vm, state="left out", note=f"site {vm.site} does not have it now")
+                dropped[vm.uuid] = turn.model_copy(update={"dropped": True})
+        return [turn for turn in turns if turn.vm.uuid not in dropped] + list(dropped.values())
 
     def _newest(self, turn: Turn) -> datetime:
         self._beat()
@@ -408,6 +441,11 @@ def _first_turn(vm: VmInfo) -> Turn:
     return Turn(vm=vm.ref)
 
 
+def _prune_order(schedule: Schedule, vm: VmRef) -> PruneOrder:
+    assert schedule.keep
+    return PruneOrder(vm=vm.uuid, timezone=schedule.timezone, **schedule.keep.model_dump())
+
+
 def _carried(turn: Turn) -> Turn | None:
     """What the next run takes over: a backup that still runs is its own; what was cut, or failed, it goes on with."""
     if turn.state == "begun":
@@ -430,7 +468,8 @@ def _told(run: Run, troubles: list[str]) -> Told:
     return Told(
         subject=f"schedule {name}: {len(troubles)} did not come to pass",
         text="\n".join([f"In its run of {run.start:%Y-%m-%d %H:%M %Z}:", *shown, *more]),
-        hint="Its next run tries again; what must not wait for that, back up by hand.",
+        hint="Its next run tries again; what must not wait for that, back up by hand. "
+        "What is backed up no more is told of this once: its restore points stay until you delete them.",
         commands=[f"sendense schedule show {name}", f"sendense schedule run {name}"],
         schedule=name,
     )

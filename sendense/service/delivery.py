@@ -21,6 +21,7 @@ from sendense.jobs.reading import readable
 from sendense.notices import DeliveredNotice, Notice, NoticeSent, NoticesView, ReceiverView, Told, WaitingNotice
 from sendense.receivers import Notices, Receiver
 from sendense.repository.settings import read_settings
+from sendense.requests import BackupRequest
 from sendense.service import mail, webhook
 from sendense.service.notices import OCCASIONS, notice_of, plain
 from sendense.service.prospects import with_prospects
@@ -150,14 +151,15 @@ def wanted(context: Context, entry: Entry) -> Notice | None:
 
 
 def _is_asked_for(context: Context, notice: Notice) -> bool:
-    """Whether the schedule that began the job wants its success told."""
-    if not notice.schedule:
+    """Whether a schedule began the job, and one of those for its VM wants its success told."""
+    request = notice.job.request if notice.job else None
+    if not notice.schedule or not isinstance(request, BackupRequest):
         return False
     try:
         schedules = read_settings(context.repository.layout).schedules
     except SendenseError:  # rather once too often
         return True
-    return any(schedule.name == notice.schedule and schedule.notify_success for schedule in schedules)
+    return any(each.notify_success and (each.name == notice.schedule or each.is_for(request.vm)) for each in schedules)
 
 
 def _attempt(receiver: Receiver, context: Context, notice: Notice, left: Collection[str] = ()) -> Outcome:

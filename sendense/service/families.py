@@ -11,7 +11,7 @@ from sendense import __version__
 from sendense.jobs import queues
 from sendense.models import VmRef
 from sendense.requests import JobState
-from sendense.service.figures import HubFigures, RepositoryFigures, batches
+from sendense.service.figures import HubFigures, RepositoryFigures, StateFigures, batches
 from sendense.views import Kind
 
 _TASKS = (queues.SURVEY, queues.COPY_EXTENTS, queues.SETTLE, queues.ADVANCE, queues.ANSWER, queues.ROUTINE)
@@ -24,6 +24,7 @@ Samples = Iterable[tuple[tuple[str, ...], float]]
 def families(
     hub: HubFigures | None,
     repository: RepositoryFigures | None,
+    state: StateFigures | None,
     overdue: list[tuple[VmRef, float]] | None,
     own: str,
 ) -> Iterator[Metric]:
@@ -43,6 +44,9 @@ def families(
         yield from _of_routine(hub)
     if repository:
         yield from _of_repository(repository, hub.clock if hub else time.time())
+    if state:
+        yield _gauge("sendense_state_free_bytes", "Free on the state folder's file system.", (), [((), state.free)])
+        yield _gauge("sendense_state_size_bytes", "Size of the state folder's file system.", (), [((), state.size)])
     if overdue is not None:
         yield _gauge(
             "sendense_vm_overdue_seconds",
@@ -96,7 +100,7 @@ def _of_copying(hub: HubFigures, own: str) -> Iterator[Metric]:
     )
     yield _gauge(
         "sendense_no_progress_seconds",
-        "Time since the site's last byte, or since there is work for it if that is later; 0 without work.",
+        "Time for which work of the site stands still: since its last byte, or since nobody is at one of its jobs.",
         ("site",),
         (((site,), seconds) for site, seconds in hub.idle().items()),
     )
@@ -215,18 +219,21 @@ def _of_routine(hub: HubFigures) -> Iterator[Metric]:
 def _of_repository(repository: RepositoryFigures, clock: float) -> Iterator[Metric]:
     yield _gauge("sendense_repository_free_bytes", "Free on the repository's file system.", (), [((), repository.free)])
     yield _gauge("sendense_repository_size_bytes", "Size of the repository's file system.", (), [((), repository.size)])
-    yield _gauge(
-        "sendense_repository_broken_points", "Restore points that cannot be used.", (), [((), repository.broken)]
-    )
     vms = [((vm.ref.name, vm.ref.uuid), vm) for vm in repository.vms]
     yield _gauge(
         "sendense_points", "Restore points of the VM that can be used.", _VM, ((key, vm.points) for key, vm in vms)
     )
     yield _gauge(
-        "sendense_point_age_seconds",
-        "Age of the VM's newest restore point.",
+        "sendense_repository_broken_points",
+        "Restore points of the VM that cannot be used.",
         _VM,
-        ((key, max(0.0, clock - vm.newest)) for key, vm in vms),
+        ((key, vm.broken) for key, vm in vms),
+    )
+    yield _gauge(
+        "sendense_point_age_seconds",
+        "Age of the VM's newest restore point that can be used.",
+        _VM,
+        ((key, max(0.0, clock - vm.newest)) for key, vm in vms if vm.newest is not None),
     )
 
 

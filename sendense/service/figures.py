@@ -6,19 +6,18 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sendense.coordinator import upkeep
+from sendense.coordinator import run, upkeep
 from sendense.coordinator.context import Context, open_repository
 from sendense.coordinator.copying import copies_of
 from sendense.coordinator.outbox import Outbox
 from sendense.errors import InputError
 from sendense.jobs import presence, tally
 from sendense.jobs.tally import Tally
-from sendense.models import Node, VmRef
+from sendense.models import HUB_SITE, Node, VmRef
 from sendense.repository.catalogue import Repository
-from sendense.repository.finding import is_new
+from sendense.repository.finding import all_vms, is_new
 from sendense.repository.points import Point
-from sendense.repository.settings import read_settings
-from sendense.requests import JobView
+from sendense.requests import BackupRequest, JobView, MigrateRequest
 from sendense.service import scheduling, watching
 from sendense.service.watching import SiteLook
 from sendense.settings import Settings
@@ -51,6 +50,8 @@ class HubFigures:
     states: dict[str, int]
     """How many of the remembered jobs are in each state."""
     copies: list[Copy]
+    unattended: list[tuple[str, float]]
+    """Of the jobs that nobody is at: the site whose turn it is, and since when."""
     snapshots: list[tuple[VmRef, float]]
     """Of active jobs: the VM, and when its snapshot was made."""
     sites: dict[str, SiteLook]
@@ -69,22 +70,31 @@ class HubFigures:
     """By receiver for how many seconds the notice waits that it does not take; 0 without one."""
 
     def idle(self) -> dict[str, float]:
-        """By site for how many seconds no byte was moved, though there was work all that time; 0 without work."""
+        """
+        By site for how many seconds no byte was moved, though there was work all that time; 0 without work.
+
+        A job that nobody is at has waited for so long, whatever else of its site is copied meanwhile.
+        """
         found = dict.fromkeys(self.moving, 0.0)
         for site in {copy.site for copy in self.copies}:
-            since = [copy.since for copy in self.copies if copy.site == site and not copy.paused]
-            last = max(min(since, default=self.clock), self.moving.get(site, 0.0))
+            began = [copy.since for copy in self.copies if copy.site == site and not copy.paused]
+            last = max(min(began, default=self.clock), self.moving.get(site, 0.0))
             found[site] = max(0.0, self.clock - last)
+        for site, since in self.unattended:
+            if since < self.clock:
+                found[site] = max(found.get(site, 0.0), self.clock - since)
         return found
 
 
 @dataclass(frozen=True)
 class VmFigures:
-    """A VM with restore points. `newest`: when the newest was made, in seconds since the epoch."""
+    """A VM with restore points. `newest`: when the newest sound one was made, in seconds since the epoch."""
 
     ref: VmRef
     points: int
-    newest: float
+    """Sound ones."""
+    broken: int
+    newest: float | None
 
 
 @dataclass(frozen=True)
@@ -94,11 +104,18 @@ class RepositoryFigures:
     free: int
     size: int
     vms: list[VmFigures] = field(default_factory=list)
-    broken: int = 0
+
+
+@dataclass(frozen=True)
+class StateFigures:
+    """The file system of the hub's own folder, where its Redis and its logs are; in bytes."""
+
+    free: int
+    size: int
 
 
 def read_hub(context: Context) -> HubFigures:
-    """What Redis tells, in some ten round trips and one for each active job."""
+    """What Redis tells, in some fifteen round trips and one for each active job."""
     client = context.ledger.client
     counts, moving = tally.read(client)
     views = list(upkeep.active(context.jobs))
@@ -110,6 +127,7 @@ def read_hub(context: Context) -> HubFigures:
         moving=moving,
         states=context.jobs.states(),
         copies=list(_copies(context, views)),
+        unattended=[(_site(view), since) for view, since in run.unattended(context, views)],
         snapshots=[(view.work.info.ref, at) for view in views if view.work.info and (at := _frozen(view))],
         sites=watching.looks(context),
         nodes={node.name: node for node in presence.nodes(client)},
@@ -129,6 +147,14 @@ def batches(hub: HubFigures) -> Counter[str]:
     for copy in hub.copies:
         found.update(copy.batches)
     return found
+
+
+def _site(view: JobView) -> str:
+    """The site that the job's step belongs to."""
+    request = view.request
+    if isinstance(request, BackupRequest | MigrateRequest) and run.place_of(view) == "control":
+        return request.vm.site
+    return HUB_SITE
 
 
 def _frozen(view: JobView) -> float:
@@ -181,24 +207,36 @@ class RepositoryReader:
         if not repository.layout.marker.exists():
             raise InputError(f"{path}: is no repository any more", "Is its file system mounted?")
         usage = shutil.disk_usage(repository.layout.root)
-        sound, broken = repository.sound_and_broken()
-        points: dict[str, list[Point]] = {}
-        for point in sound:  # the oldest first
-            points.setdefault(point.vm.uuid, []).append(point)
-        vms = [VmFigures(each[-1].vm, len(each), each[-1].created.timestamp()) for each in points.values()]
-        return RepositoryFigures(free=usage.free, size=usage.total, vms=vms, broken=len(broken))
+        return RepositoryFigures(free=usage.free, size=usage.total, vms=list(_vms(repository)))
+
+
+def _vms(repository: Repository) -> Iterator[VmFigures]:
+    """The VMs with restore points; not those whose points were all deleted."""
+    sound, unusable = repository.sound_and_broken()
+    broken = Counter(point.vm for point in unusable)
+    points: dict[str, list[Point]] = {}
+    for point in sound:  # the oldest first
+        points.setdefault(point.vm.uuid, []).append(point)
+    for uuid, each in points.items():
+        yield VmFigures(each[-1].vm, len(each), broken.pop(uuid, 0), each[-1].created.timestamp())
+    known = {vm.ref.uuid: vm.ref for vm in all_vms(repository)} if broken else {}
+    for uuid, count in broken.items():
+        if ref := known.get(uuid):
+            yield VmFigures(ref, 0, count, None)
+
+
+def read_state(settings: Settings) -> StateFigures:
+    """How full the hub's own folder is; OSError without one."""
+    usage = shutil.disk_usage(settings.hub_dir)
+    return StateFigures(free=usage.free, size=usage.total)
 
 
 def read_overdue(context: Context) -> list[tuple[VmRef, float]]:
     """The VMs that a schedule is for, and for how many seconds each is overdue; 0 for those that are not."""
-    path = context.settings.repository
-    if not path or is_new(path):
-        return []
-    schedules = read_settings(context.repository.layout).schedules
+    schedules = scheduling.attended(context)
     if not schedules:
         return []
     now = context.jobs.clock()
     late = {each.vm.uuid: (each.vm, now - each.due.timestamp()) for each in scheduling.overdue(context)}
-    refs = [known.ref for known in context.repository.vms()]
-    found = {ref.uuid: (ref, 0.0) for ref in refs if any(each.is_for(ref) for each in schedules)}
+    found = {seen.vm.uuid: (seen.vm, 0.0) for _, vms in schedules for seen in vms}
     return list((found | late).values())

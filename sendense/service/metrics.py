@@ -16,7 +16,7 @@ from sendense.coordinator.context import Context
 from sendense.errors import SendenseError
 from sendense.jobs import broker
 from sendense.service.families import families
-from sendense.service.figures import RepositoryReader, read_hub, read_overdue
+from sendense.service.figures import RepositoryReader, read_hub, read_overdue, read_state
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +37,15 @@ class Metrics:
         self._own = context.settings.node_name
         self._hub = _Look("redis", lambda: read_hub(context), HUB_SECONDS)
         self._repository = _Look("repository", reader.read, REPOSITORY_SECONDS)
+        self._state = _Look("state folder", lambda: read_state(context.settings), HUB_SECONDS)
         self._overdue = _Look("schedules", lambda: read_overdue(context), REPOSITORY_SECONDS)
 
     def text(self) -> bytes:
         """What Prometheus reads, within ANSWER_SECONDS; of a part that does not answer only that it does not."""
-        for look in (self._hub, self._repository, self._overdue):
+        for look in (self._hub, self._repository, self._state, self._overdue):
             look.begin()
-        return render(families(self._hub.found(), self._repository.found(), self._overdue.found(), self._own))
+        found = (self._hub.found(), self._repository.found(), self._state.found(), self._overdue.found())
+        return render(families(*found, self._own))
 
 
 def render(found: Iterable[Metric]) -> bytes:

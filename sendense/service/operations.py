@@ -1,6 +1,7 @@
 """Everything that a hub does for its users, over the records, the repository and the exports that it shares."""
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 
 from sendense.beat import Beat, no_beat
@@ -242,15 +243,18 @@ class Operations:
         begun = self._delete(job, sound[0].vm, ordered, merge=order.merge) if ordered else None
         return Deletion(deleted=list(broken), job=begun)
 
-    def prune(self, order: PruneOrder, key: str) -> list[Pruning]:
-        """Delete the restore points that no rule keeps, by a job for each VM; the newest stays."""
-        repository, policy, zone = self._repository(), catalogue.policy_of(order), zone_named(order.timezone)
+    def prune(self, order: PruneOrder, key: str, beside: Sequence[PruneOrder] = ()) -> list[Pruning]:
+        """Delete the restore points that no rule keeps, also none of those `beside`, by a job for each VM."""
+        repository = self._repository()
+        rules = [(catalogue.policy_of(each), zone_named(each.timezone)) for each in (order, *beside)]
         found = []
         for known in catalogue.named_vms(repository, order.vm):
             points = repository.points(known.ref.uuid)
             if not points:
                 continue
-            kept = keep([(point.id, point.created) for point in points], policy, zone)
+            kept = dict[str, list[str]]()
+            for policy, zone in rules:
+                kept |= keep([(point.id, point.created) for point in points], policy, zone)
             going = catalogue.in_order([point for point in points if point.id not in kept], points)
             begun = None
             if going and not order.dry_run:

@@ -49,6 +49,8 @@ def _newest(newest: datetime | None, ended: datetime) -> str:
 
 
 def _show_age(seconds: float) -> str:
+    if seconds < 60:
+        return "less than a minute"
     if seconds < 7200:
         return f"{seconds // 60:.0f} min"
     return f"{seconds / 3600:.0f} hours" if seconds < 172_800 else f"{seconds / 86400:.1f} days"

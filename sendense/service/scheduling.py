@@ -54,17 +54,23 @@ def _look(attendance: Attendance, name: str) -> None:
 
 def overdue(context: Context, beat: Beat = no_beat) -> list[Overdue]:
     """The VMs that have had no restore point for longer than their schedules allow, the one due first first."""
-    path = context.settings.repository
-    if not path or is_new(path):
-        return []
-    repository = context.repository
-    schedules = [(each, _vms_of(context, each, beat)) for each in read_settings(repository.layout).schedules]
-    newest = {}
+    if not (schedules := attended(context, beat)):
+        return []  # and no repository is made of a folder that is none yet
+    repository, newest = context.repository, {}
     for uuid in {seen.vm.uuid for _, vms in schedules for seen in vms}:
         beat()
         if point := repository.latest(uuid):
             newest[uuid] = point.created
     return occurrences.overdue(schedules, newest, datetime.fromtimestamp(context.jobs.clock(), UTC))
+
+
+def attended(context: Context, beat: Beat = no_beat) -> list[tuple[Schedule, list[Seen]]]:
+    """The schedules that are not paused, each with its VMs: of those of all VMs, what their latest run found."""
+    path = context.settings.repository
+    if not path or is_new(path):
+        return []
+    schedules = read_settings(context.repository.layout).schedules
+    return [(each, _vms_of(context, each, beat)) for each in schedules if not each.paused]
 
 
 def _vms_of(context: Context, schedule: Schedule, beat: Beat) -> list[Seen]:
@@ -73,7 +79,7 @@ def _vms_of(context: Context, schedule: Schedule, beat: Beat) -> list[Seen]:
         return [Seen(vm=schedule.vm, since=schedule.since)]
     seen = Runs(context.ledger.client).seen(schedule.name)
     if seen is not None:
-        return list(seen.values())
+        return [each for each in seen.values() if schedule.covers(each.vm)]  # it may have been for another site
     # Nobody could be asked yet: those that were backed up before.
     known = (vm.ref for vm in context.repository.vms(beat))
-    return [Seen(vm=ref, since=schedule.since) for ref in known if not schedule.site or ref.site == schedule.site]
+    return [Seen(vm=ref, since=schedule.since) for ref in known if schedule.covers(ref)]

@@ -11,8 +11,6 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-import httpx
-
 from sendense.addresses import is_loopback
 from sendense.errors import InputError
 from sendense.files import read_secret
@@ -84,6 +82,8 @@ def trusting(notices: Notices) -> ssl.SSLContext:
 
 
 def _attempt(notices: Notices, method: str, body: bytes, headers: dict[str, str]) -> Outcome:
+    import httpx  # late: it takes long to load, and commands that send nothing load this module
+
     verify = trusting(notices)
     try:
         return _run(_ask(notices.webhook, method, body, headers | {"User-Agent": "sendense"}, verify))
@@ -105,6 +105,8 @@ def _run(asking: Coroutine[object, object, Outcome]) -> Outcome:
 
 
 async def _ask(url: str, method: str, body: bytes, headers: dict[str, str], verify: ssl.SSLContext) -> Outcome:
+    import httpx
+
     here = is_loopback(urlsplit(url).hostname or "")
     async with (
         asyncio.timeout(WEBHOOK_SECONDS),

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -22,18 +23,20 @@ from sendense.extents import Extent
 from sendense.jobs import broker, presence, tally
 from sendense.jobs.ledger import Claim, Ledger, Rest, connect
 from sendense.jobs.plan import batch_of
-from sendense.models import Failure, JobSpec, Survey, VmRef
+from sendense.jobs.presence import Worker
+from sendense.models import Failure, JobSpec, Survey, VmInfo, VmRef
 from sendense.repository.settings import change_settings
 from sendense.requests import BackupRequest, DiskWork, Work
 from sendense.schedules import Schedule
 from sendense.service import watching
 from sendense.service.figures import RepositoryReader
 from sendense.service.metrics import ANSWER_SECONDS, Metrics
+from sendense.service.runs import Runs
 from sendense.settings import Settings, Site
 from sendense.vsphere import snapshot
 from sendense.vsphere.session import open_session
 from tests.api import Api, open_api, problem
-from tests.backup import WAIT_SECONDS, open_backups, patiently
+from tests.backup import WAIT_SECONDS, open_backups, patiently, small_disk
 from tests.fleet import Fleet, wait_for
 from tests.hub import Hub, a_node, age
 from tests.repository import Story
@@ -215,6 +218,44 @@ def test_survey_that_nobody_takes(hub: Hub, ledger: Ledger) -> None:
     assert samples(Metrics(context).text())["sendense_no_progress_seconds"][("oslo",)] < 100
 
 
+def test_job_that_nobody_is_at(hub: Hub, ledger: Ledger) -> None:
+    """A job counts since nobody is at it; not while its step runs, is to run later, has to wait its turn, or rests."""
+    context, jobs = context_of(hub), Jobs(hub.client)
+
+    def idle() -> float:
+        return samples(Metrics(context).text()).get("sendense_no_progress_seconds", {}).get(("oslo",), 0.0)
+
+    def age_job() -> None:
+        """As if what befell the job had been earlier."""
+        hub.client.hset(f"sendense:job:{JOB}", mapping={"until": jobs.clock() - 500, "due": jobs.clock() - 600})
+        hub.client.zadd("sendense:jobs", {JOB: jobs.clock() - 700})
+
+    jobs.submit(JOB, BackupRequest(vm=VM), "backup of web01", "snapshot", ["vm"])
+    assert idle() < 100
+    hub.client.zadd("sendense:jobs", {JOB: jobs.clock() - 700})
+    assert 700 <= idle() < 800
+    lease, _ = jobs.lease(JOB, "sna1-control/1/a", LONG, 1.0)
+    assert lease
+    assert idle() == 0
+    lease.write({}, release=True, delay=LONG)  # it is tried again then
+    assert idle() == 0
+    age_job()
+    assert 500 <= idle() < 600
+    jobs.lease(JOB, "sna1-control/2/b", LONG, 1.0)
+    age_job()  # the process was stopped
+    assert 500 <= idle() < 600
+    assert jobs.disown(JOB, "sna1-control")
+    assert 500 <= idle() < 600
+    for active, least in ((2, 0), (1, 500)):  # all are at other jobs; or one is free, and is not at it
+        reader = Worker(name="sna1-control", queues=["control.oslo"], processes=2, active=active)
+        presence.announce(hub.client, reader)
+        hub.client.persist("sendense:worker:sna1-control")  # it lives however long this takes
+        assert least <= idle() <= least + 100
+    presence.withdraw(hub.client, "sna1-control")
+    jobs.pause(JOB, True)
+    assert idle() == 0
+
+
 def info(vm: VmRef) -> dict[str, object]:
     """A VM as its job knows it."""
     return {
@@ -315,6 +356,46 @@ def test_repository_that_is_lost(tmp_path: Path) -> None:
     assert reader.read().vms == before.vms
 
 
+def test_vm_whose_points_break(hub: Hub, ledger: Ledger, tmp_path: Path) -> None:
+    """A VM all of whose points are broken has none, and is told; one whose points were all deleted is not."""
+    story = Story(tmp_path)
+    first, second = story.backup(full=True, d2000="A"), story.backup(d2000="B")
+    story.repository.remember(VmInfo.model_validate(info(story.vm)))
+    layout = story.repository.layout
+    key = (story.vm.uuid, story.vm.name)
+
+    def points() -> dict[str, dict[tuple[str, ...], float]]:
+        found = samples(Metrics(context_of(hub, repository=layout.root)).text())
+        names = ("sendense_points", "sendense_repository_broken_points", "sendense_point_age_seconds")
+        return {name: found.get(name, {}) for name in names}
+
+    found = points()
+    assert (found["sendense_points"], found["sendense_repository_broken_points"]) == ({key: 2}, {key: 0})
+    assert found["sendense_point_age_seconds"].keys() == {key}
+    for point in (first, second):
+        layout.image(story.vm.uuid, point.id, 2000).write_bytes(b"")
+    found = points()
+    assert (found["sendense_points"], found["sendense_repository_broken_points"]) == ({key: 0}, {key: 2})
+    assert found["sendense_point_age_seconds"] == {}
+    for point in (second, first):
+        shutil.rmtree(layout.point(story.vm.uuid, point.id))
+    assert layout.vm_file(story.vm.uuid).exists()
+    assert not any(points().values())
+
+
+def test_state_folder(hub: Hub, ledger: Ledger, tmp_path: Path) -> None:
+    """How full the file system of the hub's own folder is, apart from the repository's."""
+    with small_disk(8 * MiB) as disk:
+        settings = Settings(state_dir=disk.path / "state")
+        settings.hub_dir.mkdir(parents=True)
+        (settings.hub_dir / "log").write_bytes(bytes(6 * MiB))
+        found = samples(Metrics(context_of(hub, state_dir=settings.state_dir, repository=tmp_path / "new")).text())
+        assert found["sendense_state_size_bytes"] == {(): 8 * MiB}
+        assert found["sendense_state_free_bytes"][()] <= 2 * MiB
+        assert found["sendense_repository_size_bytes"] != {(): 8 * MiB}
+    assert "sendense_state_size_bytes" not in samples(Metrics(context_of(hub, state_dir=tmp_path / "no")).text())
+
+
 def test_schedules(hub: Hub, ledger: Ledger, tmp_path: Path) -> None:
     """A VM is overdue for as long as its schedule says, whether it has points or not; a paused one says nothing."""
     story = Story(tmp_path)
@@ -336,6 +417,8 @@ def test_schedules(hub: Hub, ledger: Ledger, tmp_path: Path) -> None:
     found = scheduled(late, well)
     assert found[(never.uuid, "never")] > 8 * 86_400 - 3600
     assert found[(story.vm.uuid, "web01")] == 0
+    Runs(hub.client).put_seen("well", {})  # its run did not find the VM: nothing hides the age of its points
+    assert scheduled(late, well).keys() == {(never.uuid, "never")}
 
 
 # Snapshots that jobs left

@@ -32,7 +32,14 @@ def test_rules_and_settings_are_valid(tmp_path: Path) -> None:
         text = (SHIPPED / name).read_text().replace("/etc/prometheus/", f"{tmp_path}/")
         (tmp_path / name).write_text(text)
     (tmp_path / "sendense.token").write_text("token")
-    assert "1 rule files found" in tool("promtool", "check", "config", tmp_path / "prometheus.yml")
+    settings = tmp_path / "prometheus.yml"
+    assert "1 rule files found" in tool("promtool", "check", "config", settings)
+    over_tls = re.sub(r"(?m)^( +)# (scheme|tls_config|  ca_file)", r"\1\2", settings.read_text())
+    (job,) = yaml.safe_load(over_tls)["scrape_configs"]
+    assert (job["scheme"], job["tls_config"]) == ("https", {"ca_file": f"{tmp_path}/sendense-ca.pem"})
+    settings.write_text(over_tls)
+    (tmp_path / "sendense-ca.pem").touch()
+    assert "SUCCESS" in tool("promtool", "check", "config", settings)
 
 
 def test_alerts_say_what_to_do() -> None:

@@ -1,6 +1,7 @@
 """Schedules carried out by a real hub: each VM once a run, whatever is killed, cancelled, away or in the way."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -390,7 +391,10 @@ def test_another_job_is_at_work(up: ScheduledHub, site: LabSite) -> None:
 
 def test_a_site_that_is_away(up: ScheduledHub, site: LabSite) -> None:
     """Its VMs are asked for again and again, and what keeps them from being known is shown."""
-    up.command("add", "--all", "--site", "lab", *named("", "everything")[1:], "--at-once", "8")
+    assert "in common" not in up.command("add", *named(names(site)[0], "alone"))
+    more = ["--at-once", "8", "--keep-last", "99"]
+    said = up.command("add", "--all", "--site", "lab", *named("", "everything")[1:], *more)
+    assert re.search("VMs in common with .*alone.*: a restore point stays as long as", said)
     site.stop()
     try:
         up.command("run", "everything")
@@ -399,7 +403,9 @@ def test_a_site_that_is_away(up: ScheduledHub, site: LabSite) -> None:
     finally:
         site.start()
     run = up.wait_for_end("everything")
-    assert {turn.state for turn in run.turns} == {"succeeded"}
+    assert {(turn.state, "all its restore points stay: schedule" in turn.note) for turn in run.turns} == {
+        ("succeeded", turn.vm.name == names(site)[0]) for turn in run.turns
+    }
     assert len(run.turns) == len(site.client.vms())
     assert overdue(up.context()) == []
     up.date_back("everything", since=datetime.now(UTC) - timedelta(days=9), at="00:00")

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,10 @@ from sendense.jobs.queues import control_queue
 from sendense.models import VmRef
 from sendense.nbd.connect import Beat, no_beat
 from sendense.repository.settings import change_settings
-from sendense.schedules import Run, Schedule, Seen, Standing, Turn
+from sendense.requests import DeleteRequest
+from sendense.schedules import Kept, Run, Schedule, Seen, Standing, Turn
 from sendense.service import attendance, routine
+from sendense.service.figures import read_overdue
 from sendense.service.routine import DUTIES, Duty
 from sendense.service.runs import Runs
 from sendense.service.schedules import Schedules
@@ -137,6 +140,101 @@ def test_a_vm_without_its_configuration(beside: Context, site: LabSite) -> None:
     assert found
     assert found[lost.uuid] == seen
     assert found.keys() == {vm.uuid for vm in (lost, *others)}
+
+
+def test_what_is_backed_up_no_more(beside: Context, site: LabSite, story: Story, hub: Hub) -> None:
+    """A VM that is gone, and one of which no disk can be backed up: each is told of once, and is no schedule's."""
+    bare = next(vm for vm in refs(site) if vm.name == "mixed01")
+    others = [vm for vm in refs(site) if vm != bare]
+    gone, never, away = vm_of(1, "lab"), vm_of(2, "lab"), vm_of(3)
+    now = now_of(beside)
+    for vm in (bare, *others, gone, away):
+        point = Story(story.folder, vm=vm).backup(d2000="A")
+        path = story.repository.layout.root / "vms" / vm.uuid / "points" / point.id / "point.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"created": now.isoformat()}))
+    enter(beside, schedule := schedule_of(beside, "lab"))
+    assert {vm.uuid for vm, _ in read_overdue(beside)} == {vm.uuid for vm in (bare, *others, gone)}
+
+    first = look(beside)
+    assert {turn.vm.uuid: turn.state for turn in first.turns if turn.state == "left out"} == {gone.uuid: "left out"}
+    assert first.ended
+    (text,) = told(hub)
+    assert f"{gone.name}: is backed up no more: site lab does not have it now" in text
+    assert {vm.uuid for vm, _ in read_overdue(beside)} == {vm.uuid for vm in (bare, *others)}
+
+    runs = Runs(beside.ledger.client)
+    seen = runs.seen(NAME)
+    assert seen
+    runs.put_seen(NAME, {**seen, never.uuid: Seen(vm=never, since=schedule.since)})
+    disk, *_ = site.client.vm(bare.name).disks  # the others are in no snapshot
+    site.client.remove_disk(bare.name, disk.key)
+    try:
+        second = again(beside, first, now)
+    finally:
+        site.client.add_disk(bare.name, 16 * MiB)
+    assert [turn.vm.uuid for turn in second.turns if turn.dropped] == [bare.uuid]
+    assert [f"{bare.name}: is backed up no more: {bare.name}: no disk" in text for text in told(hub)] == [False, True]
+    assert {vm.uuid for vm, _ in read_overdue(beside)} == {vm.uuid for vm in others}
+    assert again(beside, second, now).troubles() == []
+    assert len(told(hub)) == 2
+
+
+def again(context: Context, before: Run, asked: datetime) -> Run:
+    """One more run, which was asked for at that time."""
+    runs = Runs(context.ledger.client)
+    standing, text = runs.get(NAME)
+    runs.put(NAME, text, standing.model_copy(update={"asked": asked}))
+    run = look(context)
+    assert run.ended
+    assert run.began > before.began
+    return run
+
+
+def test_a_vm_that_moved_to_another_site(beside: Context, hub: Hub, site: LabSite) -> None:
+    """It is backed up there, and not told of as gone."""
+    vm, *_ = refs(site)
+    sites = {name: beside.settings.sites["lab"] for name in ("here", "there")}
+    moved = context_of(hub, beside.settings.model_copy(update={"sites": sites}))
+    old = vm.model_copy(update={"site": "a"})
+    enter(moved, schedule := schedule_of(moved, ""))
+    Story(moved.repository.layout.root.parent, vm=old).backup(d2000="A")
+    turn = Turn(vm=old, state="left out", dropped=True)
+    under_way(moved, schedule, sites={"there": "not asked yet"}, turns=[turn])
+    (found,) = [turn for turn in look(moved).turns if turn.vm.uuid == vm.uuid]
+    assert (found.vm.site, found.state, found.dropped) == ("there", "begun", False)
+
+
+@pytest.mark.parametrize(
+    ("beside_it", "stay"),
+    [
+        ([], 2),
+        ([{"keep": Kept(last=5), "vm": None}], 5),
+        ([{"keep": Kept(last=5), "paused": True}, {"keep": Kept(last=4)}], 5),
+        ([{"keep": Kept(last=5), "site": "bergen", "vm": None}], 2),
+        ([{"vm": None}], 7),
+    ],
+)
+def test_schedules_that_share_a_vm(context: Context, story: Story, beside_it: list[dict[str, Any]], stay: int) -> None:
+    """A restore point goes only when none of them keeps it; one without a rule keeps all."""
+    points = [story.backup(d2000="A") for _ in range(7)]
+    own = schedule_of(context, "oslo", vm=VM, keep=Kept(last=2))
+    under_way(context, own, turns=[Turn(vm=VM, state="pruning", job="aa")])
+    enter(
+        context,
+        own,
+        *(
+            schedule_of(context, "oslo", f"b{n}", VM, since=now_of(context)).model_copy(update=each)
+            for n, each in enumerate(beside_it)
+        ),
+    )
+    (turn,) = look(context).turns
+    if stay == 7:
+        assert (turn.state, turn.note) == ("succeeded", "all its restore points stay: schedule b0 keeps them")
+        return
+    view = context.jobs.get(turn.prune)
+    assert view
+    assert isinstance(view.request, DeleteRequest)
+    assert set(view.request.points) == {point.id for point in points[:-stay]}
 
 
 def test_a_list_has_no_vms(context: Context) -> None:

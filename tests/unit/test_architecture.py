@@ -1,6 +1,8 @@
 """Rules on the source itself: who may import whom, and how long a module may be."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -157,6 +159,17 @@ def test_a_library_stays_in_its_place(library: str) -> None:
     strangers = {module for module in places if not any(_within(module, place) for place in ALLOWED[library])}
     unused = {place for place in ALLOWED[library] if not any(_within(module, place) for module in places)}
     assert (strangers, unused) == (set(), set())
+
+
+@pytest.mark.parametrize(
+    ("module", "libraries"),
+    [("sendense.cli.main", {"pydantic", "httpx", "redis", "celery"}), ("sendense.hub.local", {"httpx", "fastapi"})],
+)
+def test_what_loads_slowly_is_loaded_late(module: str, libraries: set[str]) -> None:
+    """A command waits only for what it needs: all load the first of these, those without --hub also the second."""
+    code = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert libraries.isdisjoint(loaded.stdout.split())
 
 
 @pytest.mark.parametrize("module", SOURCES)

@@ -12,7 +12,16 @@ from sendense.jobs import tally
 from sendense.jobs.tally import CLAIM_LAPSED, OTHER, STALLS, Tally, parse, stall_of, verdict_of
 from sendense.models import Failure, Node, Tunnel, VmRef
 from sendense.service.families import families
-from sendense.service.figures import QUEUED, RUNNING, TO_DO, Copy, HubFigures, RepositoryFigures, VmFigures
+from sendense.service.figures import (
+    QUEUED,
+    RUNNING,
+    TO_DO,
+    Copy,
+    HubFigures,
+    RepositoryFigures,
+    StateFigures,
+    VmFigures,
+)
 from sendense.service.metrics import render
 from sendense.service.watching import Orphan, SiteLook
 from tests.hub import a_node
@@ -44,6 +53,7 @@ def hub(**changes: object) -> HubFigures:
         "moving": {},
         "states": {},
         "copies": [],
+        "unattended": [],
         "snapshots": [],
         "sites": {},
         "nodes": {},
@@ -62,9 +72,10 @@ def told(
     figures: HubFigures | None = None,
     repository: RepositoryFigures | None = None,
     overdue: list[tuple[VmRef, float]] | None = None,
+    state: StateFigures | None = None,
 ) -> dict[str, dict[tuple[str, ...], float]]:
     """The samples by their metric and the values of their labels, by these' names; promtool has no fault to find."""
-    text = render(families(figures, repository, overdue, "hub")).decode()
+    text = render(families(figures, repository, state, overdue, "hub")).decode()
     subprocess.run(["promtool", "check", "metrics"], input=text, text=True, check=True, timeout=60)
     found: dict[str, dict[tuple[str, ...], float]] = {}
     for family in text_string_to_metric_families(text):
@@ -84,6 +95,8 @@ def test_parts_that_are_away() -> None:
     found = told(None, RepositoryFigures(free=1, size=2), [])
     assert found["sendense_up"] == {("redis",): 0, ("repository",): 1}
     assert "sendense_jobs" not in found
+    found = told(state=StateFigures(free=3, size=4))
+    assert (found["sendense_state_free_bytes"], found["sendense_state_size_bytes"]) == ({(): 3}, {(): 4})
 
 
 def test_counts_that_begin_at_nothing() -> None:
@@ -136,6 +149,16 @@ def test_idle_site() -> None:
     assert found["sendense_batches"] == {(TO_DO,): 30, (QUEUED,): 12, (RUNNING,): 6}
 
 
+def test_job_that_nobody_is_at() -> None:
+    """It is told whatever else of its site is copied; the one that waits longest counts, one that begins does not."""
+    figures = hub(
+        moving={"oslo": NOW - 2},
+        copies=[copy("oslo", 900)],
+        unattended=[("oslo", NOW - 200), ("oslo", NOW - 100), ("bergen", NOW - 300), ("hub", NOW + 5)],
+    )
+    assert figures.idle() == pytest.approx({"oslo": 200, "bergen": 300})
+
+
 def test_nodes() -> None:
     """A node that is missed is down; its tunnel and its work are not told."""
     found = told(
@@ -175,17 +198,18 @@ def test_points() -> None:
         free=10,
         size=100,
         vms=[
-            VmFigures(ref=vm("web01", "1"), points=2, newest=NOW - DAY),
-            VmFigures(ref=vm("web01", "2"), points=1, newest=NOW - 1),
-            VmFigures(ref=vm(odd, "3"), points=1, newest=NOW + 5),  # by a clock that was set back
+            VmFigures(ref=vm("web01", "1"), points=2, broken=1, newest=NOW - DAY),
+            VmFigures(ref=vm("web01", "2"), points=1, broken=0, newest=NOW - 1),
+            VmFigures(ref=vm(odd, "3"), points=1, broken=0, newest=NOW + 5),  # by a clock that was set back
+            VmFigures(ref=vm("web02", "5"), points=0, broken=2, newest=None),
         ],
-        broken=1,
     )
     found = told(hub(), repository, [(vm("web01", "1"), 0.0), (vm("db01", "4"), 60.0)])
     assert found["sendense_point_age_seconds"] == {("1", "web01"): DAY, ("2", "web01"): 1, ("3", odd): 0}
-    assert found["sendense_points"] == {("1", "web01"): 2, ("2", "web01"): 1, ("3", odd): 1}
+    assert found["sendense_points"] == {("1", "web01"): 2, ("2", "web01"): 1, ("3", odd): 1, ("5", "web02"): 0}
     assert found["sendense_vm_overdue_seconds"] == {("1", "web01"): 0, ("4", "db01"): 60}
-    assert found["sendense_repository_broken_points"] == {(): 1}
+    broken = {key: count for key, count in found["sendense_repository_broken_points"].items() if count}
+    assert broken == {("1", "web01"): 1, ("5", "web02"): 2}
 
 
 STALLING = [

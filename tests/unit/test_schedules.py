@@ -241,6 +241,25 @@ def test_the_same_order() -> None:
     assert not schedule("02:00").is_as(schedule("02:01"))
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "share"),
+    [
+        ({"vm": VM}, {"vm": VM}, True),
+        ({"vm": VM}, {"vm": OTHER}, False),
+        ({"vm": VM}, {}, True),
+        ({"vm": VM}, {"site": "lab", "paused": True}, True),
+        ({"vm": VM}, {"site": "oslo"}, False),
+        ({"site": "lab"}, {}, True),
+        ({"site": "lab"}, {"site": "oslo"}, False),
+        ({"site": "lab"}, {"site": "lab"}, True),
+    ],
+)
+def test_vms_in_common(one: dict[str, Any], other: dict[str, Any], share: bool) -> None:
+    """Two schedules may have a VM in common, also while one is paused; it does not matter which is asked."""
+    first, second = schedule("02:00").model_copy(update=one), schedule("03:00").model_copy(update=other)
+    assert (first.may_share(second), second.may_share(first)) == (share, share)
+
+
 # What users type
 
 
