@@ -27,6 +27,9 @@ def main() -> int:
     """Serve; the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
+        if given := sys.argv[1:]:
+            hint = "A hub starts this by itself: sendense hub. What it serves, and where, is in the settings."
+            raise InputError(f"takes no arguments: {' '.join(given)}", hint)
         settings = load_settings()
         if not settings.api_listen:
             raise InputError("api_listen is empty: no API is wanted", "Set api_listen to HOST:PORT.")

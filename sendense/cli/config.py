@@ -15,7 +15,7 @@ from sendense.errors import InputError, SendenseError
 from sendense.units import show_bytes
 
 if TYPE_CHECKING:
-    from sendense.receivers import Notices, Receiver
+    from sendense.receivers import Notices
     from sendense.settings import Settings, Site
 
 config_app = typer.Typer(help="The settings, and whether they work.", no_args_is_help=True)
@@ -144,22 +144,10 @@ def _listens(settings: "Settings", setting: str, address: str) -> str:
 
 
 def _check_notices(notices: "Notices", *, offline: bool) -> Iterator[Checked]:
-    from sendense.service import mail, webhook
+    from sendense.diagnosis import receivers
 
-    reaches = {"webhook": webhook.reach, "mail": mail.reach}
-    secrets = {"webhook": webhook.secret, "mail": mail.password}
     for receiver in notices.receivers:
-
-        def look(receiver: "Receiver" = receiver) -> str:
-            secrets[receiver](notices)
-            webhook.trusting(notices)
-            outcome = reaches[receiver](notices) if not offline else None
-            if outcome and outcome.error:
-                hint = "Correct [notices] in the settings file, or the receiver; try: sendense notices test"
-                raise InputError(outcome.error, hint)
-            return notices.show(receiver)
-
-        yield _checked(f"notices: {receiver}", look)
+        yield _checked(f"notices: {receiver}", partial(receivers.look, notices, receiver, offline=offline))
 
 
 def _checked(thing: str, look: Callable[[], str]) -> Checked:

@@ -31,7 +31,7 @@ def delete_points(names: Sequence[str], *, merge: bool, as_json: bool) -> None:
             ended = follow_job(hub, watcher, deletion.job)
             deletion = deletion.model_copy(update={"job": ended})
         if as_json:
-            print_json(deletion.model_dump(mode="json"))
+            print_json(deletion)
         if deletion.job:
             conclude(deletion.job, _nothing if as_json else show_result(as_json=False))
 
@@ -81,7 +81,7 @@ def _nothing(job: Job) -> None:
 
 def _show(found: Sequence[Pruning], *, as_json: bool) -> None:
     if as_json:
-        print_json([each.model_dump(mode="json") for each in found])
+        print_json(found)
         return
     for each in found:
         say(each.vm.name)

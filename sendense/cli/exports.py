@@ -23,7 +23,7 @@ def list_exports(
     with open_hub() as hub:
         found = hub.exports()
     if as_json:
-        print_json([export.model_dump(mode="json") for export in found])
+        print_json(found)
         return
     if not found:
         say("nothing is served")

@@ -47,7 +47,7 @@ def list_jobs(
             page = hub.jobs(state=state, kind=kind, vm=vm, limit=min(last - len(found), PAGE), before=page.following)
             found += page.jobs
     if as_json:
-        print_json([job.model_dump(mode="json") for job in found])
+        print_json(found)
         return
     rows = [
         [job.id, job.name, _standing(job), f"{job.created.astimezone():%Y-%m-%d %H:%M}", _took(job)] for job in found
@@ -158,7 +158,7 @@ def clean(
     with open_hub() as hub:
         cleaned = hub.clean(foreign)
     if as_json:
-        print_json([each.model_dump() for each in cleaned])
+        print_json(cleaned)
     else:
         for each in cleaned:
             print(

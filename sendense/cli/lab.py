@@ -171,8 +171,11 @@ def set_knobs(
 def _knob(name: str, text: str) -> Any:
     try:
         return _value(name, text)
-    except ValueError as exc:
-        raise InputError(f"{name.replace('_', '-')}={text}: no such value", "docs/lab.md says what it takes.") from exc
+    except (ValueError, InputError) as exc:
+        hint = "docs/lab.md says what it takes."
+        if name == "read_errors":
+            hint = "Give a percentage of the reads, as 5%, or the areas that fail, as 4096+512 or 4M+64K,8M+4K."
+        raise InputError(f"{name.replace('_', '-')}={text}: no such value", hint) from exc
 
 
 def _value(name: str, text: str) -> Any:
@@ -180,8 +183,9 @@ def _value(name: str, text: str) -> Any:
         if text in ("none", "0"):
             return {}
         if "+" not in text:
-            return {"percent": float(text.rstrip("%"))}
-        return {"areas": [[int(number) for number in part.split("+", 1)] for part in text.split(",")]}
+            return {"percent": float(text.removesuffix("%"))}
+        areas = [part.partition("+") for part in text.split(",")]
+        return {"areas": [(read_bytes(offset), read_bytes(length)) for offset, _, length in areas]}
     if name in ("read_rate", "window_bytes"):
         return read_bytes(text)
     if text.lower() in ("true", "false"):

@@ -25,7 +25,7 @@ def list_nodes(context: typer.Context, as_json: _Json = False) -> None:
     with open_hub() as hub:
         nodes = hub.nodes()
     if as_json:
-        print_json([node.model_dump(mode="json") for node in nodes])
+        print_json(nodes)
         return
     if not nodes:
         say("no node is up; start one at a site: sendense node --site NAME")
@@ -63,7 +63,7 @@ def resume(name: _Name, as_json: _Json = False) -> None:
 
 def _show(node: "NodeView", text: str, as_json: bool) -> None:
     if as_json:
-        print_json(node.model_dump(mode="json"))
+        print_json(node)
     else:
         say(text)
 

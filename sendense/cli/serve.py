@@ -103,7 +103,7 @@ def _serve_here(point: str, disk: int | None, port: int | None, stopped: threadi
 
 def _show(served: "Sequence[ServedDisk]", what: str, *, as_json: bool) -> None:
     if as_json:
-        print_json([each.model_dump() for each in served])
+        print_json(served)
     else:
         print("\n".join(each.uri for each in served), flush=True)
     to_stderr(f"serving {what}, read-only, until Ctrl-C")

@@ -4,24 +4,27 @@ import secrets
 import socket
 import tempfile
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from sendense import __version__, pki
 from sendense.coordinator import upkeep
-from sendense.coordinator.context import open_repository
-from sendense.diagnosis import machine, sites, web
+from sendense.coordinator.context import Context, open_repository
+from sendense.coordinator.copying import copies_of
+from sendense.coordinator.run import place_of
+from sendense.diagnosis import machine, receivers, sites, web
 from sendense.diagnosis.exports import read_export
 from sendense.diagnosis.finding import Check, Trouble
 from sendense.diagnosis.redis import RedisLooks
 from sendense.exports import Exports
 from sendense.hub.folder import is_locked, service_lock
 from sendense.jobs import presence
-from sendense.jobs.queues import HUB_QUEUE
-from sendense.repository.catalogue import Repository
+from sendense.jobs.queues import HUB_QUEUE, control_queue, site_queue
+from sendense.models import HUB_SITE
+from sendense.repository.catalogue import Broken, Repository
 from sendense.repository.finding import is_new
 from sendense.repository.settings import read_settings
-from sendense.requests import JobView
+from sendense.requests import BackupRequest, JobView, MigrateRequest
 from sendense.service import scheduling
 from sendense.settings import Settings
 from sendense.supervise.beat import SILENCE_SECONDS
@@ -52,6 +55,7 @@ class HubCheckup:
 
     def __init__(self, settings: Settings) -> None:
         self._settings, self._redis = settings, RedisLooks(settings)
+        self._damaged: list[Broken] = []
 
     @cached_property
     def checks(self) -> list[Check]:
@@ -63,6 +67,7 @@ class HubCheckup:
             Check("state folder", lambda: machine.state_folder(settings)),
             Check("repository", self._usable_repository),
             Check("restore points", self._restore_points, ("repository",), REPOSITORY_SECONDS),
+            Check("broken points", self._broken, ("restore points",)),
         ]
         if folder := settings.tls_dir:
             files = (pki.CA_CERT, pki.SERVER_CERT, pki.CLIENT_CERT)
@@ -90,10 +95,11 @@ class HubCheckup:
             Check("nodes", self._nodes, ("hub", *there)),
             Check("sites", self._sites, ("hub", *there)),
             Check("jobs", self._jobs, there),
-            Check("unfinished points", self._unfinished, ("repository", "restore points", *there), REPOSITORY_SECONDS),
-            Check("schedules", self._schedules, ("repository", "restore points"), REPOSITORY_SECONDS),
+            Check("waiting jobs", self._waiting, ("coordinator", *there)),
+            Check("unfinished points", self._unfinished, ("restore points", *there), REPOSITORY_SECONDS),
+            Check("schedules", self._schedules, ("restore points",), REPOSITORY_SECONDS),
             Check("overdue VMs", self._overdue, ("schedules", "hub", *there), REPOSITORY_SECONDS),
-            Check("notices", self._notices),
+            *self._receivers(),
         ]
 
     # The repository
@@ -115,12 +121,17 @@ class HubCheckup:
     def _restore_points(self) -> str:
         if not (repository := self._repository):
             return "none yet"
-        sound, broken = repository.sound_and_broken()
-        if broken:
+        sound, self._damaged = repository.sound_and_broken()
+        count = len(sound)
+        return f"{count} of {count + len(self._damaged)} are sound" if self._damaged else f"{count}, all of them sound"
+
+    def _broken(self) -> str:
+        """Apart from the look at all points, so that one of them keeps nothing else from being looked at."""
+        if broken := self._damaged:
             names = _listed([f"{each.id} ({each.reason})" for each in broken])
             fix = "Bring the files back from a copy of the repository, or delete the points: sendense points"
             raise Trouble("broken-points", f"{len(broken)} cannot be restored: {names}", fix)
-        return f"{len(sound)}, all of them sound"
+        return "none"
 
     def _unfinished(self) -> str:
         if not (repository := self._repository):
@@ -251,6 +262,36 @@ class HubCheckup:
             raise Trouble("jobs-failed", f"{len(failed)} in the last day: {_listed(failed)}", fix, "warning")
         return f"{sum(not view.ended for view in views)} under way, none failed in the last day"
 
+    def _waiting(self) -> str:
+        views = [view for view in upkeep.active(self._redis.context.jobs) if not view.paused]
+        waits = [(view, queue) for view in views if (queue := self._unread(view))]
+        if not waits:
+            return "none"
+        said = [
+            f"{view.name} ({view.id}): {view.waiting or f'no worker reads the queue {queue}'}" for view, queue in waits
+        ]
+        where = {_site_of(view) for view, _ in waits}
+        if where <= {HUB_SITE, *self._settings.sites}:
+            fix = f"This hub starts its workers again within seconds; if not: {_LOGS}."
+        else:
+            start = f"Start a node at site {_listed(sorted(where))}, there: systemctl start sendense-node@SITE"
+            fix = f"{start} (docs/nodes.md); one that is drained: sendense nodes resume NAME"
+        raise Trouble("job-waits", f"nobody is there to go on with {len(waits)}: {_listed(said)}", fix)
+
+    def _unread(self, view: JobView) -> str:
+        """The queue of a site that a job waits for, where nobody reads it; empty where somebody is at the job."""
+        context, client = self._redis.context, self._redis.client
+        if place_of(view) == "control":
+            queues = [] if context.jobs.is_leased(view.id) else [control_queue(_site_of(view))]
+        elif view.waiting:
+            specs = [
+                spec for name in copies_of(view) if _is_busy(context, name) and (spec := context.ledger.spec(name))
+            ]
+            queues = [site_queue(spec.site, solo=spec.solo) for spec in specs]
+        else:
+            queues = []
+        return next((queue for queue in queues if not presence.processes(client, queue)), "")
+
     def _schedules(self) -> str:
         repository = self._repository
         schedules = read_settings(repository.layout).schedules if repository else []
@@ -266,11 +307,27 @@ class HubCheckup:
             raise Trouble("overdue", f"no restore point for longer than the schedule allows: {names}", fix)
         return "none"
 
-    def _notices(self) -> str:
-        if receivers := self._settings.notices.receivers:
-            return ", ".join(receivers)
+    def _receivers(self) -> list[Check]:
+        notices = self._settings.notices
+        if not notices.receivers:
+            return [Check("notices", self._no_receivers)]
+        return [
+            Check(f"notices: {one}", partial(receivers.look, notices, one), (), receivers.RECEIVER_SECONDS, "receiver")
+            for one in notices.receivers
+        ]
+
+    def _no_receivers(self) -> str:
         fix = "Set [notices] in the settings file (docs/notices.md), then: sendense notices test"
         raise Trouble("no-notices", "nobody is told when a backup fails", fix, "warning")
+
+
+def _site_of(view: JobView) -> str:
+    request = view.request
+    return request.vm.site if isinstance(request, BackupRequest | MigrateRequest) else HUB_SITE
+
+
+def _is_busy(context: Context, copy: str) -> bool:
+    return context.ledger.state(copy) in ("preparing", "ready", "copying")
 
 
 def _failed_after(view: JobView, since: datetime) -> bool:

@@ -514,3 +514,17 @@ def test_where_it_does_not_listen(settings: dict[str, str], words: str, tmp_path
     what, hint = done.stderr.splitlines()[-2:]
     assert words in what
     assert hint.startswith("  ")
+
+
+def test_it_takes_no_arguments(tmp_path: Path) -> None:
+    """An option is not passed over: whoever gives one does not want a hub's API on its usual address."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sendense.api", "--help"],
+        env=os.environ | {"SENDENSE_STATE_DIR": str(tmp_path), "SENDENSE_API_LISTEN": f"127.0.0.1:{free_port()}"},
+        capture_output=True,
+        text=True,
+        timeout=ANSWER_SECONDS,
+    )
+    assert done.returncode == 2
+    assert "takes no arguments: --help" in done.stderr
+    assert "sendense hub" in done.stderr

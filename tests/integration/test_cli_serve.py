@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -14,6 +15,7 @@ import pytest
 
 from sendense.nbd.connect import connect
 from sendense.nbd.uri import parse
+from tests.docs import command_in
 from tests.integration.support import Lab, info_of, tool
 from tests.repository import UUID, Story
 from tests.servers import free_port, short_folder
@@ -71,6 +73,20 @@ def test_all_disks_at_once(lab: Lab, story: Story) -> None:
         assert mode & 0o077 == 0
     assert not lab.state.exists()
     story.check_content()
+
+
+def test_the_kernel_could_have_it(lab: Lab, story: Story) -> None:
+    """The page's qemu-nbd takes its options and finds the disk; without the kernel's module it ends at the device."""
+    command = command_in(
+        "docs/backup.md",
+        "qemu-nbd --connect=/dev/nbd0 --read-only --format=raw 'nbd+unix:///disk-2000?socket=…'",
+    )
+    device = lab.folder / "nbd0"
+    with _serving(lab, story, story.repository.points()[-1].id, lines=2) as (uris, _):
+        words = shlex.split(command.replace("/dev/nbd0", str(device)).replace("…", parse(uris[0]).socket))
+        assert words[-1] == uris[0]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=START_SECONDS)
+    assert (done.returncode, done.stderr) == (1, f"qemu-nbd: Failed to open {device}: No such file or directory\n")
 
 
 def test_one_disk_on_a_port(lab: Lab, story: Story) -> None:

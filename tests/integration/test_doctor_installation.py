@@ -12,9 +12,12 @@ from typing import NamedTuple
 import psutil
 import pytest
 
+from sendense.coordinator.record import Jobs
 from sendense.hub.folder import service_lock
+from sendense.requests import BackupRequest
 from tests.backup import COMMAND_SECONDS, WAIT_SECONDS, edit_settings, patiently, small_disk
 from tests.machines import HUB, Machines, Service, environment, open_machines
+from tests.repository import VM, Story
 from tests.servers import locked_by_another, short_folder
 from tests.site import LabSite, open_site
 
@@ -30,6 +33,7 @@ class Checked(NamedTuple):
     status: int
     results: dict[str, str]
     verdicts: dict[str, str]
+    details: dict[str, str]
     fixes: dict[str, str]
 
 
@@ -75,6 +79,7 @@ class Clinic:
             done.returncode,
             {name: each["result"] for name, each in findings.items()},
             {name: each["verdict"] for name, each in findings.items() if each["verdict"]},
+            {name: each["detail"] for name, each in findings.items()},
             {name: each["fix"] for name, each in findings.items()},
         )
 
@@ -112,7 +117,7 @@ def stopped(*processes: psutil.Process) -> Iterator[None]:
 
 
 def test_before_anything_runs(clinic: Clinic, tmp_path: Path) -> None:
-    """It says that the hub does not run, or which port keeps it from that; and at the node, that nobody is there."""
+    """The hub does not run, or a port keeps it from that; who gets notices is away; at the node, nobody is there."""
     network = clinic.machines.network
     found = clinic.hub()
     assert found.verdicts == {"hub": "not-running", "notices": "no-notices"}
@@ -124,8 +129,15 @@ def test_before_anything_runs(clinic: Clinic, tmp_path: Path) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    told = {"webhook": "http://127.0.0.1:7780/", "mail_to": ["ops@example.org"], "mail_from": "hub@example.org"}
+    told |= {"smtp": "127.0.0.1:1", "smtp_security": "none"}
     try:
         assert patiently(lambda: clinic.hub().verdicts["hub"] == "port-taken", COMMAND_SECONDS)
+        found = clinic.hub(notices=json.dumps(told))
+        assert found.verdicts == {"hub": "port-taken", "notices: mail": "receiver"}
+        assert "Connection refused" in found.details["notices: mail"]
+        assert "sendense notices test" in found.fixes["notices: mail"]
+        assert found.details["notices: webhook"] == "http://127.0.0.1:7780"
     finally:
         server.kill()
         server.wait(WAIT_SECONDS)
@@ -135,7 +147,7 @@ def test_before_anything_runs(clinic: Clinic, tmp_path: Path) -> None:
 
 
 def test_all_is_well(clinic: Clinic, running: tuple[Service, Service]) -> None:
-    """Of a hub and a node that work, everything is ok, and a drained node is worth a warning."""
+    """Of a hub and a node that work, all is ok; a drained node is worth a warning, a job that waits for it more."""
     found = clinic.hub()
     assert found.verdicts == {"notices": "no-notices"}
     assert set(found.results.values()) == {"ok", "warning"}
@@ -147,8 +159,15 @@ def test_all_is_well(clinic: Clinic, running: tuple[Service, Service]) -> None:
         assert clinic.node().verdicts == {"workers": "drained"}
         found = clinic.hub()
         assert (found.status, found.verdicts["nodes"], found.results["sites"]) == (0, "drained", "ok")
+        backup = clinic.machines.start_command("backup", "web01")
+        assert patiently(lambda: (job := clinic.machines.job()) and "drained" in job.waiting, WAIT_SECONDS)
+        found = clinic.hub()
+        assert found.verdicts["waiting jobs"] == "job-waits"
+        assert "all nodes of lab are drained: alpha" in found.details["waiting jobs"]
     finally:
         clinic.machines.command("nodes", "resume", "alpha")
+    assert clinic.machines.backups.finish(backup).status == 0
+    assert clinic.hub().details["waiting jobs"] == "none"
 
 
 def test_another_hub_on_this_machine(clinic: Clinic, running: tuple[Service, Service]) -> None:
@@ -219,15 +238,42 @@ def test_a_node_that_is_cut_off(clinic: Clinic, running: tuple[Service, Service]
     assert verdicts["lab: vCenter"] == "vcenter-unreachable"
 
 
+def test_points_that_cannot_be_restored(clinic: Clinic, running: tuple[Service, Service], tmp_path: Path) -> None:
+    """A broken point is told of, and keeps nothing else from being looked at."""
+    story = Story(tmp_path)
+    story.repository.layout.image(VM.uuid, story.backup(d2000="A").id, 2000).unlink()
+    story.backup(full=True, d2000="B")
+    found = clinic.hub(repository=tmp_path / "repository")
+    assert found.verdicts["broken points"] == "broken-points"
+    assert "1 cannot be restored" in found.details["broken points"]
+    assert found.details["restore points"] == "1 of 2 are sound"
+    for name in ("unfinished points", "schedules", "overdue VMs"):
+        assert (found.results[name], found.details[name]) == ("ok", "none")
+
+
 def test_a_repository_without_room(clinic: Clinic, running: tuple[Service, Service]) -> None:
-    """A file system that is full is wrong; one that is nearly so is worth a warning, as is a node that is gone."""
+    """A file system that is full is wrong; one that is nearly so is worth a warning."""
     with small_disk(64 * MiB) as disk:
         (disk.path / "repository").mkdir()
         (disk.path / "other").write_bytes(bytes(63 * MiB))
         assert clinic.hub(repository=disk.path / "repository").verdicts["repository"] == "repository-space"
         disk.remount(f"size={63 * MiB}")
         assert clinic.hub(repository=disk.path / "repository").verdicts["repository"] == "repository"
+
+
+def test_a_job_that_nobody_goes_on_with(clinic: Clinic, running: tuple[Service, Service]) -> None:
+    """Without its node a site is silent, and a job is named with what it waits for, but for one that is paused."""
+    machines = clinic.machines
     running[1].kill()
-    assert patiently(lambda: not clinic.machines.nodes(), WAIT_SECONDS)
-    verdicts = clinic.hub().verdicts
-    assert (verdicts["nodes"], verdicts["sites"]) == ("node-gone", "site-silent")
+    assert patiently(lambda: not machines.nodes(), WAIT_SECONDS)
+    with machines.client() as client:
+        jobs, vm = Jobs(client), VM.model_copy(update={"site": "lab"})
+        jobs.submit("a1b2", BackupRequest(vm=vm), "backup of web02", "inspect", [])
+        assert patiently(lambda: "no worker" in jobs.find("a1b2").waiting, WAIT_SECONDS)
+        found = clinic.hub()
+        assert (found.verdicts["nodes"], found.verdicts["sites"]) == ("node-gone", "site-silent")
+        assert found.verdicts["waiting jobs"] == "job-waits"
+        assert "backup of web02 (a1b2): no worker reads the queue control.lab" in found.details["waiting jobs"]
+        assert "at site lab" in found.fixes["waiting jobs"]
+        jobs.pause("a1b2", True)
+        assert clinic.hub().details["waiting jobs"] == "none"

@@ -125,16 +125,19 @@ def test_commands() -> None:
         assert "power off" in lab(site, "status").stdout
         refused = lab(site, "write", "web01")
         assert "powered off" in refused.stderr
-        assert lab(site, "set", "read-rate=10M", "read-errors=4096+512,8192+512", "--vm", "web01").returncode == 0
+        assert lab(site, "set", "read-rate=10M", "read-errors=4096+512,8K+1.5K", "--vm", "web01").returncode == 0
         assert lab(site, "set", "snapshot-seconds=1.5", "fail-next=CreateSnapshot:FileFault").returncode == 0
         status = site.client.status()
-        values = {"read_rate": 10 * MiB, "read_errors": {"areas": [[4096, 512], [8192, 512]]}}
+        values = {"read_rate": 10 * MiB, "read_errors": {"areas": [[4096, 512], [8192, 1536]]}}
         assert status["vm_knobs"] == {site.client.vm("web01").id: values}
         assert status["knobs"]["snapshot_seconds"] == 1.5
         assert status["fail_next"] == {"CreateSnapshot": ["FileFault"]}
         assert lab(site, "set", "--vm", "web01", "read-errors=none").returncode == 0
         assert site.client.status()["vm_knobs"][site.client.vm("web01").id]["read_errors"] == {}
-        assert "read-errors=some: no such value" in lab(site, "set", "read-errors=some").stderr
+        for wrong in ("some", "4M+some", "4M+64K,8M"):
+            refused = lab(site, "set", f"read-errors={wrong}")
+            assert f"read-errors={wrong}: no such value" in refused.stderr
+            assert "as 4096+512 or 4M+64K" in refused.stderr
         assert "no such machine" in lab(site, "write", "nobody").stderr
         assert "2 machines have this name" in lab(site, "power", "test01", "off").stderr
 

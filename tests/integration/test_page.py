@@ -60,6 +60,24 @@ return poor;
 """Texts whose contrast is less than what WCAG 2.2 has for AA (1.4.3)."""
 
 
+BAR = """
+const [moves] = arguments;
+return import(`${location.origin}/page/progress.js`).then(({ Bar }) => {
+  const bar = new Bar("test");
+  const counts = { batches: 9, batches_done: 0, done: 0, data: 64 * 2 ** 20, active: [] };
+  performance.now = () => moves[0][0] * 1000;
+  const said = [];
+  for (; moves.length; moves.shift()) {
+    bar.update({ ...counts, copied: moves[0][1] }, { live: true });
+    said.push(bar.words.textContent.match(/, (.*\\/s), /)?.[1] ?? "");
+  }
+  delete performance.now;
+  return said;
+});
+"""
+"""The rates that a bar shows, each after so many seconds, when so many bytes were copied."""
+
+
 @pytest.fixture(scope="module")
 def shown() -> Iterator[Shown]:
     """A hub without work."""
@@ -233,6 +251,20 @@ def test_a_map_fills(shown: Shown, browser: Browser, open_job: Callable[[ShownJo
     assert browser.find(".detail") == f"Batch {batches[2] + 1}: running, by bergen-1, 1.00 MiB so far"
     job.finish(claims[2])
     browser.wait_for("its end", lambda: browser.find(".detail") == f"Batch {batches[2] + 1}: done, by bergen-1")
+
+
+def test_a_rate_rests_on_some_seconds(shown: Shown, browser: Browser) -> None:
+    """What a limit lets through comes in bursts: no rate is shown before it is the mean of several of them."""
+    browser.open(f"{shown.url}#/")
+    burst = 2**20
+    bursts = [[second, second // 2 * burst] for second in range(13)]
+    assert browser.run(BAR, bursts)[:5] == [""] * 5
+    assert browser.run(BAR, bursts)[6::6] == ["512 KiB/s"] * 2
+    still = [*bursts[:7], *([6 + second, 3 * burst] for second in range(1, 13))]
+    assert browser.run(BAR, still)[-1] == "0 B/s"
+    seldom = [[0, 0], [30, 30 * burst], [60, 60 * burst], [61, 61 * burst]]  # as of a tab that was hidden
+    assert browser.run(BAR, seldom) == ["", *["1.00 MiB/s"] * 3]
+    assert browser.run(BAR, [*bursts[:7], [7, 0], [8, burst]])[-3:] == ["512 KiB/s", "", ""]
 
 
 def test_a_job_ends(shown: Shown, browser: Browser, open_job: Callable[[ShownJob], None]) -> None:

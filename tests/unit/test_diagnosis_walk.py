@@ -1,7 +1,10 @@
 """The order of a check-up: what is skipped and why, what hangs, and how all of it ends in time."""
 
+import ast
+import re
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,8 @@ from sendense.diagnosis.walk import NO_ANSWER, examine
 from sendense.errors import InputError, LoginRefused
 
 PATIENT = 60.0
+
+ROOT = Path(__file__).parents[2]
 
 
 def fine() -> str:
@@ -88,3 +93,18 @@ def test_errors_become_findings(error: Exception, verdict: str) -> None:
     (found,) = examine([Check("this file", fails)], PATIENT)
     assert (found.verdict, bool(found.detail), bool(found.fix)) == (verdict, True, True)
     assert found.is_fault
+
+
+def test_every_verdict_is_explained() -> None:
+    """Each word that a check-up may end with, as far as it stands in the source, has a line in troubleshooting.md."""
+    named = set()
+    for path in (ROOT / "sendense" / "diagnosis").glob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
+                at = {"Trouble": 0, "Check": 4}.get(call.func.id, len(call.args))
+                given = [*call.args[at : at + 1], *(each.value for each in call.keywords if each.arg == "verdict")]
+                named |= {each.value for each in given if isinstance(each, ast.Constant)}
+    assert {"no-notices", "job-waits", "receiver"} <= named
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    explained = {word for row in rows for word in re.findall(r"`([^`]+)`", row)}
+    assert named - explained <= {"vcenter"}  # whose errors have verdicts of their own

@@ -6,7 +6,7 @@ import { bytes, count, seconds } from "./units.js";
 /** The rate is the mean over so long: shorter jumps about, longer hides a stall. */
 const RATE_MILLISECONDS = 10_000;
 
-/** A copy of which nothing is heard for so long stands still: until then its rate is not known. */
+/** A rate rests on so long at least: over less it is that of one burst, or of the pause between two. */
 const SURE_MILLISECONDS = 5_000;
 
 /** Bytes stored, and those under way. */
@@ -52,8 +52,8 @@ export class Bar {
     const samples = this.#samples;
     if (samples.length && copied < samples.at(-1)[1]) samples.length = 0; // another phase began
     samples.push([now, copied]);
-    while (now - samples[0][0] > RATE_MILLISECONDS && samples.length > 2) samples.shift();
+    while (now - samples[0][0] > RATE_MILLISECONDS && now - samples[1][0] >= SURE_MILLISECONDS) samples.shift();
     const [passed, moved] = [now - samples[0][0], copied - samples[0][1]];
-    return moved || passed >= SURE_MILLISECONDS ? (moved * 1000) / passed : null;
+    return passed >= SURE_MILLISECONDS ? (moved * 1000) / passed : null;
   }
 }
