@@ -124,7 +124,8 @@ make_user() {
     say "made the user $user"
 }
 
-# Names a release: of another source, lock or Python it is another one, so that what runs is never changed under it.
+# Names a release: of another source, lock, unit or Python it is another one. So what runs is never changed under it, and what has
+# to be started again shows by itself.
 release_name() {
     if [[ $image ]]; then
         echo image # a lab's settings name a file in it, and outlive the image
@@ -133,7 +134,8 @@ release_name() {
     {
         "$python" --version
         cd "$root"
-        find sendense workers -type f ! -name '*.pyc' -print0 | sort -z | xargs -0 cat -- pyproject.toml deploy/requirements.txt
+        find sendense workers deploy/systemd -type f ! -name '*.pyc' -print0 | sort -z |
+            xargs -0 cat -- pyproject.toml deploy/requirements.txt deploy/redis.conf
     } | sha256sum | cut -c1-12
 }
 
@@ -172,33 +174,58 @@ use_release() {
     [[ $before != "releases/$name" ]] || return 0
     [[ ! $before ]] || point_to previous "$before"
     point_to current "releases/$name"
-    changed=1
-    local each
+}
+
+# What something runs stays: it is known by its interpreter's path, and by the libraries that it has loaded.
+remove_old_releases() {
+    local each kept
+    kept=$({ cat /proc/[0-9]*/{cmdline,maps} 2>/dev/null || true; } | { grep -aoE "$base/releases/[0-9a-z]+" || true; } | sort -u)
     for each in "$base"/releases/*; do
         case releases/${each##*/} in
-            "$(readlink "$base/current")" | "$(readlink "$base/previous" 2>/dev/null)") ;;
-            *) rm -rf "$each" ;;
+            "$(readlink "$base/current")" | "$(readlink "$base/previous" 2>/dev/null)") continue ;;
         esac
+        grep -qxF "$each" <<<"$kept" && continue
+        rm -f "$each/.finished" # first: half of one is none
+        rm -rf "$each"
     done
 }
 
-install_file() {
-    cmp --quiet "$3" "$2" 2>/dev/null && return 0
-    install -m "$1" "$2" "$3"
-    changed=1
+# By what runs and not by what this run did: an earlier one may have been interrupted, or was for the other kind. Also what still
+# waits for its hub; what somebody stops meanwhile stays stopped.
+restart_outdated() {
+    local found unit pid program now
+    has_systemd || return 0
+    now=$base/$(readlink "$base/current")
+    found=$(systemctl list-units --plain --no-legend --full sendense-hub.service 'sendense-node@*.service')
+    while read -r unit _; do
+        [[ $unit ]] || continue
+        pid=$(systemctl show --value --property MainPID "$unit")
+        { read -rd '' program <"/proc/$pid/cmdline"; } 2>/dev/null || continue
+        if [[ $program == /* && $program != "$now"/* ]]; then # its interpreter; not so while it is only being started
+            # Jobs go on from what is stored: what is under way has its time to end, as the units say.
+            say "restarting ${unit%.service}; its jobs go on by themselves"
+            systemctl try-restart --no-block "$unit"
+        fi
+    done <<<"$found"
 }
 
+install_file() {
+    cmp --quiet "$3" "$2" 2>/dev/null || install -m "$1" "$2" "$3"
+}
+
+# Where a machine is both, both kinds' units: they have the release in common.
 install_units() {
-    local unit
-    case $kind in
-        hub) install_file 644 "$root/deploy/systemd/sendense-hub.service" "$units/sendense-hub.service" ;;
-        node)
-            install_file 755 "$root/deploy/tunnel/sendense-tunnel" /usr/local/bin/sendense-tunnel
-            install_file 644 "$root/deploy/tunnel/sendense-tunnel.service" "$units/sendense-tunnel.service"
-            install_file 644 "$root/deploy/systemd/sendense-node@.service" "$units/sendense-node@.service"
-            [[ -e /etc/sendense/tunnel.env ]] || install -m 644 "$root/deploy/tunnel/tunnel.env" /etc/sendense/tunnel.env
-            ;;
-    esac
+    install -d -m 755 /etc/sendense
+    if [[ $kind == hub || -e $units/sendense-hub.service ]]; then
+        install_file 644 "$root/deploy/systemd/sendense-hub.service" "$units/sendense-hub.service"
+    fi
+    if [[ $kind == node || -e $units/sendense-node@.service ]]; then
+        install_file 755 "$root/deploy/tunnel/sendense-tunnel" /usr/local/bin/sendense-tunnel
+        install_file 644 "$root/deploy/tunnel/sendense-tunnel.service" "$units/sendense-tunnel.service"
+        install_file 644 "$root/deploy/systemd/sendense-node@.service" "$units/sendense-node@.service"
+        [[ -e /etc/sendense/tunnel.env ]] || install -m 644 "$root/deploy/tunnel/tunnel.env" /etc/sendense/tunnel.env
+    fi
+    ! has_systemd || systemctl daemon-reload
 }
 
 # What the settings have of what a service needs: a line "hub REPOSITORY", and a line "site NAME" for each site of a node.
@@ -240,27 +267,25 @@ enable_units() {
     has_systemd || return 0
     systemctl daemon-reload
     for unit in "${wanted[@]}"; do
-        if ! systemctl --quiet is-active "$unit"; then
-            say "starting $unit"
-            systemctl start --no-block "$unit"
-        elif [[ $changed && $unit != sendense-tunnel ]]; then
-            # Jobs go on from what is stored: what is under way has its time to end, as the units say.
-            say "restarting $unit; its jobs go on by themselves"
-            systemctl restart --no-block "$unit"
-        fi
+        case $(systemctl is-active "$unit" || true) in
+            active | reloading | activating) ;;
+            *)
+                say "starting $unit"
+                systemctl start --no-block "$unit"
+                ;;
+        esac
     done
 }
 
 install_machine() {
-    install -d -m 755 /etc/sendense
     install -d -m 700 -o "$user" -g "$user" "$state"
     if [[ ! -e $settings ]]; then
         install -m 640 -g "$user" "$root/deploy/$kind.toml" "$settings"
         say "wrote $settings: an example to fill in"
     fi
     ln -sfn "$base/current/bin/sendense" /usr/local/bin/sendense
-    install_units
     enable_units
+    restart_outdated
     ! command -v restorecon >/dev/null || restorecon -R "$base" /usr/local/bin/sendense /etc/sendense
     say "installed: $("$base/current/bin/sendense" --version), as a $kind"
     if ((${#wanted[@]})); then
@@ -277,7 +302,8 @@ install_image() {
     install -m 755 "$root/deploy/images/healthy" /usr/local/bin/sendense-healthy
     # A new volume takes over whose its mount point is.
     install -d -m 755 /etc/sendense /srv
-    install -d -m 700 -o "$user" -g "$user" "$state" /srv/backup /etc/sendense/keys \
+    ln -sfn hub/sendense.toml "$settings" # in a folder that may be mounted, and may have none
+    install -d -m 700 -o "$user" -g "$user" "$state" /srv/backup /etc/sendense/keys /etc/sendense/hub \
         /keys /keys/authority /keys/redis /keys/hub /keys/flower /keys/node /var/lib/redis /srv/copies
     case $system in
         debian)
@@ -298,12 +324,13 @@ install_image() {
 }
 
 rollback() {
-    local before
+    local before after
     before=$(readlink "$base/previous" 2>/dev/null) || die "there is no release before this one in $base/releases."
-    point_to previous "$(readlink "$base/current")"
+    after=$(readlink "$base/current")
     point_to current "$before"
     say "back to $("$base/current/bin/sendense" --version), in $base/$before"
-    ! has_systemd || systemctl try-restart --no-block sendense-hub.service 'sendense-node@*.service'
+    restart_outdated
+    point_to previous "$after" # last: were this interrupted, the next --rollback would come to the same
 }
 
 uninstall() {
@@ -321,7 +348,7 @@ uninstall() {
     say "removed. Kept: /etc/sendense, $state, the restore points, the user $user, and what the distribution packages."
 }
 
-kind=${1-} image='' changed='' wanted=()
+kind=${1-} image='' wanted=()
 case $kind in
     hub | node)
         case ${2-} in '') ;; --image) image=1 ;; *) usage ;; esac
@@ -344,7 +371,9 @@ case $kind in
         make_user
         name=$(release_name)
         make_release "$base/releases/$name"
+        [[ $image ]] || install_units # before there is anything that could be started with the new release and an old unit
         use_release "$name"
+        remove_old_releases
         if [[ $image ]]; then install_image; else install_machine; fi
         ;;
 esac

@@ -81,7 +81,7 @@ class Machine:
         (debian.root / "usr/sbin/policy-rc.d").unlink(missing_ok=True)
         self._log = debian.root.with_name("console")
         outside = [] if Path("/run/systemd/system").exists() else ["--keep-unit"]
-        name = debian.root.parent.name
+        name = debian.root.parent.name.replace("_", "-")  # which is not for names of machines
         options = [
             "--quiet",
             "--boot",

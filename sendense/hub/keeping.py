@@ -167,7 +167,7 @@ def _paths(value: object) -> Iterator[Path]:
 
 
 def _copy(source: Path, target: Path) -> bool:
-    """Copy a file as it is just now, for its owner alone; False where it is gone."""
+    """Copy a file as it is just now with its time of change, for its owner alone; False where it is gone."""
     make_folder(target.parent)
     try:
         file = source.open("rb")
@@ -176,6 +176,8 @@ def _copy(source: Path, target: Path) -> bool:
     with file, open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as copy:
         shutil.copyfileobj(file, copy)
         copy.flush()
+        changed = os.fstat(file.fileno())
+        os.utime(copy.fileno(), ns=(changed.st_atime_ns, changed.st_mtime_ns))
         os.fsync(copy.fileno())
     return True
 

@@ -68,6 +68,17 @@ def test_what_is_published() -> None:
     assert compose_file()["networks"]["inside"] == {"internal": True}
 
 
+def test_a_hub_may_have_settings_and_a_time_zone() -> None:
+    """From a folder, which its copies have as well; without one, an empty volume is in its place."""
+    folder = "/etc/sendense/hub:ro"
+    given = compose_file({"HUB_SETTINGS": "/srv/sendense", "TZ": "Europe/Oslo"})["services"]
+    assert compose_file()["volumes"]["settings"] == {}
+    for name in ("hub", "state"):
+        assert f"settings:{folder}" in SERVICES[name]["volumes"]
+        assert f"/srv/sendense:{folder}" in given[name]["volumes"]
+    assert [services["hub"]["environment"]["TZ"] for services in (SERVICES, given)] == ["Etc/UTC", "Europe/Oslo"]
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_service_has_good_settings(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its environment is taken as Sendense's settings."""
