@@ -1,5 +1,6 @@
 """The documents as data, and rooms in which what they say to type is typed: machines of their own for one page."""
 
+import ast
 import os
 import re
 import subprocess
@@ -158,6 +159,33 @@ def read_page(path: Path) -> Page:
         before = line
     end()
     return Page(name, tuple(blocks), tuple(headings), tuple(links), tuple(spans))
+
+
+def command_in(page: str, command: str) -> str:
+    """
+    A command that a document has a reader type, for a test that types it elsewhere than in a room.
+
+    Both arguments have to be strings as they are: what no room can type is looked for in the tests by these calls.
+    """
+    there = {uncommented(line.text) for line in read_page(ROOT / page).lines()}
+    assert command in there, f"{page} has no line any more that says: {command}"
+    return command
+
+
+def commands_elsewhere() -> dict[tuple[str, str], Path]:
+    """What tests take by command_in: pages and commands, and the test that types each."""
+    found = {}
+    for path in sorted((ROOT / "tests/integration").glob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == command_in.__name__:
+                page, command = map(ast.literal_eval, node.args)
+                found[page, command] = path
+    return found
+
+
+def uncommented(text: str) -> str:
+    """A line without its comment."""
+    return re.sub(r"\s+# .*", "", text)
 
 
 class Room:

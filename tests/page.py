@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 
 import httpx
 
@@ -128,6 +129,11 @@ class ShownJob:
     def copy(self, place: int = 0) -> str:
         """The ledger's name for a disk."""
         return f"{self.id}-{2000 + place}"
+
+    def ran_for(self, seconds: float) -> None:
+        """Have it run for so long already."""
+        began = (datetime.fromisoformat(self._shown.jobs.now()) - timedelta(seconds=seconds)).isoformat()
+        self._lease.write({"created": began, "started": began})
 
     def say(self, *texts: str) -> None:
         """Add lines to its history."""

@@ -8,8 +8,9 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 
 DEMO = Path(__file__).parents[1] / "deploy" / "demo"
@@ -24,10 +25,26 @@ SECTIONS = "2345678"
 """Of the demo's steps, those that are shown; the others are set-up and lists."""
 
 PASSING = re.compile(
-    r"sendense: |(copy|prepare|read): |\(0\.\d s\)|  disk 2001: \d{8}T|"
-    r"\$ (mkdir|qemu-img convert|e2fsck) |e2fsck |Pass \d|lab: "
+    r"sendense: |(copy|prepare|read): |\(0\.\d s\)|\$ (qemu-img convert|e2fsck) |e2fsck |Pass \d|lab: |Your own next"
 )
-"""What a terminal draws over while it goes on, what took no time, and what says the same as the lines beside it."""
+"""What a terminal draws over while it goes on, what took no time, and what is as long as all the rest."""
+
+NOTE = (
+    f"Played {SPEED:.0f} times as fast as it ran. Left out: steps 1 and 9, progress, times below a second,",
+    "and a check of a restored disk's file system (e2fsck).",
+)
+"""What stands under the recording: nobody is to take it for all that the demo says."""
+
+NUMBERS = (
+    (r"\b\d{8}T\d{6}Z-\w{4}\b", "POINT"),
+    (r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "UUID"),
+    (r"\b\d+ [A-Z][a-z]{2} \d\d:\d\d\b", "TIME"),
+    (r"/(guest|dir\d+)/\S+", "FILE"),
+    (r"\d+(\.\d+)? ([KMGT]i)?B\b", "SIZE"),
+    (r"\d+(\.\d+)?", "N"),
+    (r" +", " "),
+)
+"""What differs from run to run."""
 
 STYLES = (
     (re.compile(r"\$ "), "command"),
@@ -65,35 +82,54 @@ class Said:
     at: float
 
 
+def shown(lines: Iterable[str]) -> Iterator[str]:
+    """Of what the demo says, the lines that are in the picture, each as soon as it is there."""
+    section = ""
+    for line in lines:
+        text = line.rstrip()
+        if found := re.match(r"(\d)\. ", text):
+            section = found[1]
+        if text.startswith("Done in") or (section and section in SECTIONS and not PASSING.match(text)):
+            yield text
+
+
 def record() -> list[Said]:
     """Run the demo; what of it is shown."""
-    with subprocess.Popen([DEMO], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as demo:
+    command = ["timeout", str(DEMO_SECONDS), str(DEMO)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as demo:
         assert demo.stdout
-        said: list[Said] = []
-        section, began = "", time.monotonic()
-        for line in demo.stdout:
-            text = line.rstrip()
-            if found := re.match(r"(\d)\. ", text):
-                section = found[1]
-            if time.monotonic() - began > DEMO_SECONDS:
-                demo.terminate()
-            shown = text.startswith("Done in") or (section in SECTIONS and not PASSING.match(text))
-            if section and shown and not text.startswith("Your own next"):
-                said.append(Said(text, time.monotonic()))
+        said = [Said(text, time.monotonic()) for text in shown(demo.stdout)]
     if demo.returncode:
         raise SystemExit(f"{DEMO} ended with {demo.returncode}")
-    while said and not said[0].text:
-        said.pop(0)
     return [Said(each.text, each.at - said[0].at) for each in said]
+
+
+def words_of(lines: Iterable[str]) -> list[str]:
+    """What does not differ from run to run: lines without their numbers, and without those that are nothing else."""
+    found = []
+    for line in lines:
+        text = line.strip()
+        for pattern, word in NUMBERS:
+            text = re.sub(pattern, word, text)
+        if text and text != "(N s)":
+            found.append(text)
+    return found
+
+
+def lines_of(picture: str) -> list[str]:
+    """The recorded lines of a picture."""
+    return [unescape(text) for text in re.findall(r"<text [^>]*>([^<]*)</text>", picture)][: -len(NOTE)]
 
 
 def draw(said: list[Said]) -> str:
     """As SVG. Where nothing moves, all lines are to be seen at once."""
-    width = round(max(len(each.text) for each in said) * WIDE) + 2 * EDGE
-    height = len(said) * HIGH + BAR + EDGE
+    lines = [*said, Said("", 0.0), *(Said(text, 0.0) for text in NOTE)]
+    width = round(max(len(each.text) for each in lines) * WIDE) + 2 * EDGE
+    height = len(lines) * HIGH + BAR + EDGE
     parts = [HEAD.format(width=width, height=height, font=FONT, inner=width - 1, tall=height - 1)]
-    for number, each in enumerate(said):
+    for number, each in enumerate(lines):
         style = next((style for pattern, style in STYLES if pattern.match(each.text)), "")
+        style = "aside" if each.text in NOTE else style
         named = f' class="{style}"' if style else ""
         wait = f"animation: come {each.at / SPEED:.1f}s"
         row = BAR + (number + 1) * HIGH - 5

@@ -22,6 +22,12 @@ NAMES = ("oslo-1", "oslo-2", "bergen-1")
 
 FULL_JOBS, FULL_BATCHES = 8, 24
 
+RAN_SECONDS = 560.0
+"""For how long the job of the job page's pictures seems to have run: as long as what it stored might have taken."""
+
+LOOKS = 8
+"""How many seconds a job moves before its picture is taken: a rate is not shown before it is known."""
+
 DRAW_SECONDS = 1.0
 """A page's table is filled by a request of its own, and drawn with an animation."""
 
@@ -91,6 +97,7 @@ def full_queue(show: Show, browser: Browser, folder: Path) -> None:
 def busy_job(shown: Shown) -> tuple[ShownJob, list[Claim]]:
     """A backup in the middle: some batches failed, and these are under way."""
     job = shown.job("web01", 412, 96)
+    job.ran_for(RAN_SECONDS)
     job.say("inspect", "choose", "snapshot", "changes", "prepare", "copy")
     job.store(180)
     job.store(30, disk=1)
@@ -117,8 +124,8 @@ def job_page(folder: Path) -> None:
             nonlocal moved
             browser.prefer(scheme)
             browser.resize(width, 860)
-            for _ in range(3):
-                moved += 5
+            for _ in range(LOOKS):
+                moved += 2
                 for claim in claims:
                     job.move(claim, moved * MiB)
                 time.sleep(DRAW_SECONDS)

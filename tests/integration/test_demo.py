@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs import ROOT, command_in
+from tests.recording import lines_of, shown, words_of
 from tests.servers import short_folder
-
-DEMO = Path(__file__).parents[2] / "deploy" / "demo"
 
 DEMO_SECONDS = 180.0
 """The longest that it may take; it takes half a minute."""
@@ -19,13 +19,13 @@ END_SECONDS = 30.0
 
 @pytest.mark.timeout(DEMO_SECONDS + 2 * END_SECONDS)
 def test_demo_restores_identical_disks_and_leaves_nothing() -> None:
-    """The demo ends well, restores both disks as they are, says so, and cleans up; in a folder with a space."""
+    """It ends well, restores disks as they are, and cleans up, in a folder with a space; README's picture is of it."""
     with short_folder() as folder:
         scratch = folder / "t mp"
         scratch.mkdir()
         variables = {name: value for name, value in os.environ.items() if not name.startswith("SENDENSE_")}
         demo = subprocess.Popen(
-            [DEMO],
+            [ROOT / command_in("README.md", "./deploy/demo")],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -40,6 +40,8 @@ def test_demo_restores_identical_disks_and_leaves_nothing() -> None:
         assert demo.returncode == 0, output
         assert output.count("Images are identical.") == 2
         assert "Pass 5: Checking group summary information" in output
+        picture = lines_of((ROOT / "docs/images/demo.svg").read_text())
+        assert words_of(picture) == words_of(shown(output.splitlines())), "make it anew: deploy/record"
         assert list(scratch.iterdir()) == []
         assert processes_of(scratch) == []
 

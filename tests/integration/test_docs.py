@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pytest
 
 from sendense.settings import load_settings
 from tests.commands import GENERAL, command_of, unknown_options
-from tests.docs import ROOT, Line, Room, open_room, pages
-from tests.stories import STORIES, Story, Way, furnish, must, of, spoken, typed, way_of
+from tests.docs import ROOT, Line, Room, commands_elsewhere, open_room, pages, uncommented
+from tests.stories import AS_USER, BY_CI, NOWHERE, STORIES, Story, furnish, must, of, spoken, typed, way_of
 
 PAGES = {page.name: page for page in pages()}
 
@@ -20,12 +21,24 @@ TO_TYPE = [name for name, page in PAGES.items() if typed(page)]
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_line_has_a_rule(name: str) -> None:
-    """A new kind of line in a document needs a rule here; what is not typed is held in its own way."""
+    """A new kind of line in a document needs a rule here."""
     for line in PAGES[name].lines():
-        way = way_of(line)
-        assert way, f"{line}\n  no rule covers this: see UNTYPED, SHOWN and TYPED"
-        if isinstance(way, Way):
-            way.check(line.text)
+        assert way_of(line), f"{line}\n  no rule covers this: see UNTYPED, SHOWN and TYPED"
+
+
+def test_what_no_room_can_type_is_typed_elsewhere() -> None:
+    """Each such line is taken from its page by another test, and no test takes one that is not there."""
+    lines = {(line.page, uncommented(line.text)): line for page in PAGES.values() for line in page.lines()}
+    taken = commands_elsewhere()
+    for key, line in lines.items():
+        if way_of(line) == "elsewhere" or line.text.startswith(AS_USER):
+            assert key in taken, f"{line}\n  no test types this: it takes command_in{key}"
+    assert taken.keys() | BY_CI | NOWHERE <= lines.keys()
+    make = subprocess.run(["make", "-n", "check"], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
+    ci = (ROOT / ".ci/run").read_text()
+    assert "make check" in ci.splitlines()
+    for _, command in BY_CI:
+        assert f"./{command.removeprefix('./')}" in [*ci.splitlines(), *make.stdout.splitlines()], command
 
 
 # The command's own words
@@ -128,6 +141,12 @@ def test_links(name: str) -> None:
             assert fragment in PAGES[str(target.relative_to(ROOT))].anchors, f"{name}: {link}: no such heading"
 
 
+def test_every_picture_is_shown() -> None:
+    """What is in docs/images is in a document."""
+    linked = {((ROOT / name).parent / link).resolve() for name, page in PAGES.items() for link in page.links}
+    assert {path.name for path in (ROOT / "docs/images").iterdir() if path.resolve() not in linked} == set()
+
+
 def test_tests_that_are_named() -> None:
     """A test that a document names as a proof is there."""
     named = re.compile(r"(tests/[\w/]+\.py)(?:::(\w+))?")
@@ -136,6 +155,14 @@ def test_tests_that_are_named() -> None:
             for path, function in named.findall(span.text):
                 assert (ROOT / path).is_file(), f"{span}: no such file"
                 assert not function or f"def {function}(" in (ROOT / path).read_text(), f"{span}: no such test"
+
+
+def test_sources_of_the_comparison() -> None:
+    """Each number stands for a source, and each source for something that is said."""
+    text, _, sources = (ROOT / "docs/comparison.md").read_text().partition("\n## Sources\n")
+    cited = {int(number) for number in re.findall(r"\[\[(\d+)\]\]\(#sources\)", text)}
+    listed = [int(number) for number in re.findall(r"^(\d+)\. .*\(https?://", sources, re.M)]
+    assert listed == sorted(cited)
 
 
 def test_every_page_is_in_the_index() -> None:
