@@ -52,9 +52,12 @@ class AsyncAsking(Protocol):
         """Do what a flow asks for."""
 
 
-def waiting(job: str, url: str, on_progress: OnProgress | None, timeout: float | None, away: float) -> Flow[Job]:
-    """Look at a job until it has ended; raises what made it end without success."""
-    began = heard = time.monotonic()
+def waiting(
+    handle: "JobHandle | AsyncJobHandle", url: str, on_progress: OnProgress | None, timeout: float | None, away: float
+) -> Flow[Job]:
+    """Look at a handle's job until it has ended; raises what made it end without success."""
+    job, began = handle.id, time.monotonic()
+    heard = began
     while True:
         try:
             found = yield from perform(calls.job(job), url, patience=0)
@@ -62,7 +65,7 @@ def waiting(job: str, url: str, on_progress: OnProgress | None, timeout: float |
             if time.monotonic() - heard > away:
                 raise
         else:
-            heard = time.monotonic()
+            heard, handle.job = time.monotonic(), found
             if on_progress:
                 on_progress(found)
             if found.has_ended:
@@ -113,8 +116,7 @@ class JobHandle:
         Raises JobFailed, Different, Cancelled or InputError when it did not, StillRunning after `timeout` seconds, and
         HubUnreachable when the hub did not answer for `away` seconds. The job goes on whatever happens here.
         """
-        self.job = self._client.run(waiting(self.id, self._client.url, on_progress, timeout, away))
-        return self.job
+        return self._client.run(waiting(self, self._client.url, on_progress, timeout, away))
 
     def refresh(self) -> Job:
         """Look at it now."""
@@ -159,8 +161,7 @@ class AsyncJobHandle:
         self, on_progress: OnProgress | None = None, *, timeout: float | None = None, away: float = AWAY_SECONDS
     ) -> Job:
         """As JobHandle.wait."""
-        self.job = await self._client.run(waiting(self.id, self._client.url, on_progress, timeout, away))
-        return self.job
+        return await self._client.run(waiting(self, self._client.url, on_progress, timeout, away))
 
     async def refresh(self) -> Job:
         """Look at it now."""
