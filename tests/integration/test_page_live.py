@@ -137,6 +137,6 @@ def test_a_refusal_is_shown_with_its_hint(api: Api, backups: Backups, site: LabS
         browser.wait_for("the refusal", lambda: f"job {job} is at work on it" in browser.find("dialog [role=alert]"))
         assert f"sendense jobs cancel {job}" in browser.find("dialog [role=alert]")
         client.post(f"/api/v1/jobs/{job}/cancel").raise_for_status()
-        site.client.set(VM, read_rate=0)
         browser.press(Keys.ESCAPE)
         browser.wait_for("its end", lambda: CANCELLED in browser.find(".jobs li"))
+        site.client.set(VM, read_rate=0)
