@@ -13,9 +13,9 @@ def test_a_small_job_behind_a_huge_one(fleet: Fleet) -> None:
     A small job starts within a window of the huge one that was there first: its survey, and then its batches, wait only
     for what the processes have in hand. The huge one goes on beside it, and both are copied.
     """
-    fleet.configure(read_delay="50ms")
+    fleet.configure(read_delay="150ms")  # an nbdkit that starts takes less than a few reads
     with fleet.node("n1", 2):
-        huge = fleet.job("huge", 150, window=WINDOW)
+        huge = fleet.job("huge", 100, window=WINDOW)
         fleet.tick_until("the huge job", lambda: huge.done > WINDOW)
         small = fleet.job("small", 3 * WINDOW, window=WINDOW)
         submitted = len(fleet.events())
@@ -23,7 +23,7 @@ def test_a_small_job_behind_a_huge_one(fleet: Fleet) -> None:
         small.tick()
         sent = len(fleet.events())
         fleet.tick_until("the small job", lambda: small.ledger.state("small") == "copied")
-        left = 150 - huge.done
+        left = 100 - huge.done
         fleet.copy_all()
     events = fleet.events()
     before_survey = events[submitted : events.index("open small")].count("read huge")
