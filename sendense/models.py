@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field
 JobState = Literal["preparing", "ready", "copying", "copied", "failed", "stopped"]
 """ready: surveyed and planned. copied: every batch is recorded. stopped: interrupted, may be resumed."""
 
+UNDER_WAY: tuple[JobState, ...] = ("preparing", "ready", "copying")
+"""The states of a copy that still goes on."""
+
 SummaryState = Literal["succeeded", "failed", "interrupted", "different"]
 """different: copied, but what was read back is not what was written."""
 

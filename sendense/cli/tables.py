@@ -9,8 +9,6 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic_core import to_jsonable_python
-
 GAP = 2
 """Columns between two columns."""
 
@@ -52,6 +50,8 @@ def print_fields(fields: Iterable[tuple[str, str]]) -> None:
 
 def print_json(value: Any) -> None:
     """One line of JSON, and nothing else on stdout; of models what their fields are."""
+    from pydantic_core import to_jsonable_python
+
     print(json.dumps(to_jsonable_python(value)), flush=True)
 
 

@@ -16,6 +16,7 @@ from sendense.errors import Cancelled, ClaimLost, Different, InputError, Interna
 from sendense.jobs import broker, presence
 from sendense.jobs.batch import failure_of
 from sendense.jobs.queues import HUB_QUEUE, SLOW_QUEUE, Place, control_queue
+from sendense.models import HUB_SITE
 from sendense.requests import BackupRequest, JobView, MigrateRequest
 from sendense.retry import MAX_ATTEMPTS, delay_before_next
 
@@ -73,6 +74,11 @@ def unattended(context: Context, views: list[JobView]) -> Iterator[tuple[JobView
 def place_of(view: JobView) -> Place | None:
     """Where the job's step runs; None for a step of another version."""
     return next((step.place for step in pipeline(view.request) if step.name == view.step), None)
+
+
+def site_of(view: JobView) -> str:
+    """The site whose vCenter the job speaks to; HUB_SITE for one that speaks to none."""
+    return view.request.vm.site if isinstance(view.request, BackupRequest | MigrateRequest) else HUB_SITE
 
 
 def advance(context: Context, job: str, place: Place, owner: str) -> None:

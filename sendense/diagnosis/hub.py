@@ -9,9 +9,9 @@ from pathlib import Path
 
 from sendense import __version__, pki
 from sendense.coordinator import upkeep
-from sendense.coordinator.context import Context, open_repository
+from sendense.coordinator.context import open_repository
 from sendense.coordinator.copying import copies_of
-from sendense.coordinator.run import place_of
+from sendense.coordinator.run import place_of, site_of
 from sendense.diagnosis import machine, receivers, sites, web
 from sendense.diagnosis.exports import read_export
 from sendense.diagnosis.finding import Check, Trouble
@@ -20,11 +20,11 @@ from sendense.exports import Exports
 from sendense.hub.folder import is_locked, service_lock
 from sendense.jobs import presence
 from sendense.jobs.queues import HUB_QUEUE, control_queue, site_queue
-from sendense.models import HUB_SITE
+from sendense.models import HUB_SITE, UNDER_WAY
 from sendense.repository.catalogue import Broken, Repository
 from sendense.repository.finding import is_new
 from sendense.repository.settings import read_settings
-from sendense.requests import BackupRequest, JobView, MigrateRequest
+from sendense.requests import JobView
 from sendense.service import scheduling
 from sendense.settings import Settings
 from sendense.supervise.beat import SILENCE_SECONDS
@@ -270,7 +270,7 @@ class HubCheckup:
         said = [
             f"{view.name} ({view.id}): {view.waiting or f'no worker reads the queue {queue}'}" for view, queue in waits
         ]
-        where = {_site_of(view) for view, _ in waits}
+        where = {site_of(view) for view, _ in waits}
         if where <= {HUB_SITE, *self._settings.sites}:
             fix = f"This hub starts its workers again within seconds; if not: {_LOGS}."
         else:
@@ -282,12 +282,11 @@ class HubCheckup:
         """The queue of a site that a job waits for, where nobody reads it; empty where somebody is at the job."""
         context, client = self._redis.context, self._redis.client
         if place_of(view) == "control":
-            queues = [] if context.jobs.is_leased(view.id) else [control_queue(_site_of(view))]
+            queues = [] if context.jobs.is_leased(view.id) else [control_queue(site_of(view))]
         elif view.waiting:
-            specs = [
-                spec for name in copies_of(view) if _is_busy(context, name) and (spec := context.ledger.spec(name))
-            ]
-            queues = [site_queue(spec.site, solo=spec.solo) for spec in specs]
+            ledger = context.ledger
+            busy = [name for name in copies_of(view) if ledger.state(name) in UNDER_WAY]
+            queues = [site_queue(spec.site, solo=spec.solo) for name in busy if (spec := ledger.spec(name))]
         else:
             queues = []
         return next((queue for queue in queues if not presence.processes(client, queue)), "")
@@ -319,15 +318,6 @@ class HubCheckup:
     def _no_receivers(self) -> str:
         fix = "Set [notices] in the settings file (docs/notices.md), then: sendense notices test"
         raise Trouble("no-notices", "nobody is told when a backup fails", fix, "warning")
-
-
-def _site_of(view: JobView) -> str:
-    request = view.request
-    return request.vm.site if isinstance(request, BackupRequest | MigrateRequest) else HUB_SITE
-
-
-def _is_busy(context: Context, copy: str) -> bool:
-    return context.ledger.state(copy) in ("preparing", "ready", "copying")
 
 
 def _failed_after(view: JobView, since: datetime) -> bool:

@@ -13,11 +13,11 @@ from sendense.coordinator.outbox import Outbox
 from sendense.errors import InputError
 from sendense.jobs import presence, tally
 from sendense.jobs.tally import Tally
-from sendense.models import HUB_SITE, Node, VmRef
+from sendense.models import HUB_SITE, UNDER_WAY, Node, VmRef
 from sendense.repository.catalogue import Repository
 from sendense.repository.finding import all_vms, is_new
 from sendense.repository.points import Point
-from sendense.requests import BackupRequest, JobView, MigrateRequest
+from sendense.requests import JobView
 from sendense.service import scheduling, watching
 from sendense.service.watching import SiteLook
 from sendense.settings import Settings
@@ -25,7 +25,6 @@ from sendense.settings import Settings
 TO_DO, QUEUED, RUNNING = "to-do", "queued", "running"
 """Batches of the plan that are not sent, or wait for another attempt; those that are sent; those that are claimed."""
 
-_BUSY = ("preparing", "ready", "copying")
 _FIELDS = ("state", "spec", "began", "active", "batches", "batches_done")
 
 
@@ -151,10 +150,7 @@ def batches(hub: HubFigures) -> Counter[str]:
 
 def _site(view: JobView) -> str:
     """The site that the job's step belongs to."""
-    request = view.request
-    if isinstance(request, BackupRequest | MigrateRequest) and run.place_of(view) == "control":
-        return request.vm.site
-    return HUB_SITE
+    return run.site_of(view) if run.place_of(view) == "control" else HUB_SITE
 
 
 def _frozen(view: JobView) -> float:
@@ -176,7 +172,7 @@ def _copies(context: Context, views: list[JobView]) -> Iterator[Copy]:
         names, answers[::4], answers[1::4], answers[2::4], answers[3::4], strict=True
     ):
         state, spec, began, active, planned, done = record
-        if spec is None or state is None or state.decode() not in _BUSY:
+        if spec is None or state is None or state.decode() not in UNDER_WAY:
             continue
         # Before it is planned its survey says that it is at work; after that, only bytes count.
         entered = (view.started or view.created).timestamp()

@@ -26,7 +26,6 @@ from sendense.repository.points import Point
 from sendense.service import routine
 from sendense.settings import Settings
 from sendense.supervise.redis import url_of
-from tests import receivers
 from tests.backup import COMMAND_SECONDS, QUICK, WAIT_SECONDS, Backups, SmallDisk, open_backups, patiently, small_disk
 from tests.machines import Service, environment
 from tests.prometheus import SHIPPED, Prometheus, open_prometheus
@@ -167,14 +166,13 @@ def _used(folder: Path) -> int:
 
 
 @pytest.fixture
-def scene() -> Iterator[Scene]:
+def scene(hook: Webhook) -> Iterator[Scene]:
     """A hub with one node, and two VMs."""
     with ExitStack() as stack:
         site = stack.enter_context(open_site(vms=2, disks=1, disk_size=16 * MiB, fill=8 * MiB))
         disk, own = (stack.enter_context(small_disk(256 * MiB)) for _ in range(2))
         backups = stack.enter_context(open_backups(site))
         backups.root, backups.state = disk.path / "repository", own.path / "state"
-        hook = stack.enter_context(receivers.webhook())
         scene = Scene(site, backups, disk, own, hook)
         stack.callback(scene.stop)
         yield scene
